@@ -1,0 +1,46 @@
+"""What every test shares: the `needs` marker, which skips loudly or, in strict mode, fails."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+STRICT = os.environ.get("LLMOPS_KIT_STRICT") == "1"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "needs(*things): a program on the PATH (chromium, redis-server), or 'datasets' for the "
+        "folder named by LLMOPS_KIT_DATASETS; skipped without it, failed if LLMOPS_KIT_STRICT=1",
+    )
+
+
+def _is_there(thing: str) -> bool:
+    if thing == "datasets":
+        return bool(os.environ.get("LLMOPS_KIT_DATASETS"))
+    return shutil.which(thing) is not None
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("needs"):
+        for thing in marker.args:
+            if not _is_there(thing):
+                # A public data set is never required; a program is, in strict mode.
+                if STRICT and thing != "datasets":
+                    pytest.fail(f"{thing} is not there, and LLMOPS_KIT_STRICT=1 forbids skips")
+                pytest.skip(f"{thing} is not there")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Results of tests go to a folder of their own; the embedding cache is shared."""
+    os.environ["LLMOPS_KIT_RUNS"] = str(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def root() -> Path:
+    """The root of the checkout."""
+    return ROOT
