@@ -1,6 +1,7 @@
 """A loopback server that speaks OpenAI's chat completions, and misbehaves by script.
 
-    with OpenAIServer([Reply(status=429, headers={"Retry-After": "0.2"}), Reply("Hello.")]) as server:
+    wait = Reply(status=429, headers={"Retry-After": "0.2"})
+    with OpenAIServer([wait, "Hello."]) as server:
         OpenAILLM("m", base_url=server.url, api_key="k").generate("Hi")
     assert len(server.requests) == 2
 
@@ -207,8 +208,7 @@ class OpenAIServer:
     """The server as a context manager: `url` ends in /v1, `requests` lists what came in.
 
     `script` is a list of replies (a string is its text) or a function of the request's body.
-    `disconnected` is set when a client has gone before its answer was complete;
-
+    `disconnected` is set when a client has gone before its answer was complete.
     """
 
     def __init__(self, script: Script = ("Hello from the loopback server.",)) -> None:

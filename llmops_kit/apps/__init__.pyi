@@ -1,0 +1,2 @@
+from .ask import AskHandbook as AskHandbook
+from .chunking import ChunkingExplorer as ChunkingExplorer

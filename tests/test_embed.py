@@ -1,0 +1,290 @@
+"""What the embed chapter cannot show: its peer's vectors, other CPUs, threads, crashes."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+
+import numpy as np
+import pytest
+
+from llmops_kit.core import DataError
+from llmops_kit.embed import (
+    CachedEmbedder,
+    Embedder,
+    MiniLMEmbedder,
+    SentenceTransformerEmbedder,
+    default_embedder,
+    token_batches,
+)
+from llmops_kit.text import minilm_path
+
+HOSTILE = [
+    "",
+    " \n\t ",
+    "\x00\x01 control \x7f",
+    "half a pair \ud83d here",
+    "[PAD] [CLS] [SEP] [MASK] [UNK]",
+    "x" * 5000,
+    "naïve café 東京 مرحبا 👩‍👩‍👧 e\u0301",
+    "'; DROP TABLE vectors; --",
+    "<script>alert(1)</script>",
+    "\u202ereversed\u202c",
+]
+VARIED = [
+    "Error TW-L530 means the token expired.",
+    "| Plan | Price |\n|---|---|\n| Team | 49 EUR |",
+    "def f(x):\n    return x + 1",
+    "Wie kündige ich meinen Vertrag?",
+    "A sentence of the usual length about the refund of unused credit. " * 8,
+    "A text that is longer than the window of the model, much longer. " * 60,
+]
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    return MiniLMEmbedder()
+
+
+@pytest.fixture(scope="module")
+def peer():
+    return SentenceTransformerEmbedder(minilm_path(), device="cpu")
+
+
+def quiet(embedder, texts, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return embedder.encode(texts, **options)
+
+
+def test_same_vectors_as_sentence_transformers(minilm, peer):
+    texts = [*VARIED, *(text for text in HOSTILE if text.isprintable())]
+    theirs, exact = quiet(peer, texts), MiniLMEmbedder(precision="f32")
+    assert (quiet(minilm, texts) * theirs).sum(axis=1).min() >= 0.999
+    assert (quiet(exact, texts) * theirs).sum(axis=1).min() >= 0.99999
+    assert peer.dim == minilm.dim == 384 and peer.truncated == exact.truncated >= 1
+
+
+def test_token_vectors_are_those_of_the_library(minilm, peer):
+    text = "Refunds take 14 days; fees (code TW-B402) stay."
+    [(vectors, spans)] = minilm.encode_tokens([text])
+    theirs = peer.model.encode([text], output_value="token_embeddings")[0].numpy()[1:-1]
+    theirs = theirs / np.linalg.norm(theirs, axis=1, keepdims=True)
+    assert (vectors * theirs).sum(axis=1).min() >= 0.995
+    assert "".join(text[a:b] for a, b in spans) == text.replace(" ", "")
+
+
+def test_peer_identity_is_its_content(peer):
+    again = SentenceTransformerEmbedder(minilm_path(), device="cpu")
+    assert again.name == peer.name and peer.name.startswith("model@")
+    again.model.max_seq_length = 64
+    del again.__dict__["name"]
+    assert again.name != peer.name
+
+
+def test_prompts_differ_by_kind():
+    class Model:
+        max_seq_length, tokenizer = None, None
+
+        def encode_query(self, texts, **options):
+            return np.full((len(texts), 2), [3.0, 4.0])
+
+        def encode_document(self, texts, **options):
+            return np.full((len(texts), 2), [4.0, 3.0])
+
+    embedder = SentenceTransformerEmbedder("any")
+    embedder.__dict__["model"] = Model()
+    assert np.allclose(embedder.encode(["a"], kind="query"), [[0.6, 0.8]])
+    assert np.allclose(embedder.encode(["a"]), [[0.8, 0.6]])
+
+
+@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
+def test_older_cpus_give_the_same_vectors(minilm, isa, tmp_path):
+    program = (
+        "import sys, numpy; from llmops_kit.embed import MiniLMEmbedder;"
+        "numpy.save(sys.argv[1], MiniLMEmbedder().encode(sys.argv[2:]))"
+    )
+    texts = ["Error TW-L530 means the token expired.", "refund " * 90]
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa}
+    command = [sys.executable, "-c", program, str(tmp_path / "v.npy"), *texts]
+    subprocess.run(command, env=environment, check=True, timeout=120)
+    assert (np.load(tmp_path / "v.npy") * minilm.encode(texts)).sum(axis=1).min() >= 0.999
+
+
+def test_light_import():
+    heavy = "{'torch', 'transformers', 'sentence_transformers', 'openvino', 'tokenizers'}"
+    program = (
+        f"import sys, llmops_kit.embed; print(sorted({heavy} & set(sys.modules)));"
+        "llmops_kit.embed.default_embedder().encode(['x']);"
+        f"print(sorted({heavy} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", "['openvino', 'tokenizers']"]
+
+
+def test_hostile_text(minilm, tmp_path):
+    rows = quiet(minilm, HOSTILE)
+    assert rows.shape == (len(HOSTILE), 384) and np.isfinite(rows).all()
+    assert np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+    cached = CachedEmbedder(minilm, tmp_path / "c.sqlite")
+    assert np.array_equal(quiet(cached, HOSTILE), quiet(cached, HOSTILE))
+    for text, (vectors, spans) in zip(HOSTILE, minilm.encode_tokens(HOSTILE), strict=True):
+        assert len(vectors) == len(spans) and all(0 <= a <= b <= len(text) for a, b in spans)
+
+
+@pytest.mark.parametrize("texts", ["text", [b"bytes"], [None], [1]])
+def test_what_is_not_a_list_of_strings_is_refused(minilm, texts):
+    for call in (minilm.encode, minilm.encode_tokens):
+        with pytest.raises(DataError, match="list of strings"):
+            call(texts)
+
+
+def test_empty_and_order(minilm, tmp_path):
+    assert minilm.encode([]).shape == (0, 384)
+    assert CachedEmbedder(minilm, tmp_path / "c.sqlite").encode([]).shape == (0, 384)
+    texts = [f"text number {i} " * (1 + i % 7) for i in range(60)]
+    together, alone = minilm.encode(texts), [minilm.encode([text])[0] for text in texts]
+    assert (together * np.stack(alone)).sum(axis=1).min() > 0.999
+    assert minilm.encode(tuple(texts[:2])).shape == (2, 384)
+
+
+def test_batches_keep_to_the_budget():
+    lengths = [1, 256, 3, 300, 2, 2, 2, 0]
+    batches = list(token_batches(lengths, 256))
+    assert sorted(i for batch in batches for i in batch) == list(range(8))
+    assert all(len(b) == 1 or len(b) * max(lengths[i] for i in b) <= 256 for b in batches)
+
+
+def test_threads_share_one_embedder(minilm):
+    texts = [[f"thread {t} text {i} " * (i % 9 + 1) for i in range(40)] for t in range(6)]
+    expected, found = [minilm.encode(part) for part in texts], {}
+    threads = [
+        threading.Thread(target=lambda t=t: found.update({t: minilm.encode(texts[t])}))
+        for t in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for t in range(6):
+        assert (found[t] * expected[t]).sum(axis=1).min() > 0.999
+
+
+def test_others_run_while_it_computes(minilm):
+    """The interpreter's lock is free during a batch, so an event loop beside it stays alive."""
+    texts = ["a long text of many words " * 40] * 60
+    worker = threading.Thread(target=lambda: minilm.encode(texts))
+    worker.start()
+    pauses, last = [], time.perf_counter()
+    while worker.is_alive():
+        time.sleep(0.001)
+        pauses.append((now := time.perf_counter()) - last)
+        last = now
+    assert len(pauses) > 20 and np.median(pauses) < 0.05
+
+
+def test_progress_is_shown_only_when_asked(minilm, capfd):
+    minilm.encode(["a"])
+    assert capfd.readouterr().err == ""
+    minilm.encode(["a"], progress=True)
+    assert "1/1" in capfd.readouterr().err
+
+
+class Counting(Embedder):
+    """Two numbers for each text, and a count of what was asked."""
+
+    name, dim = "counting@1", 2
+
+    def __init__(self):
+        self.asked = []
+
+    def _encode(self, texts, kind, progress):
+        self.asked += texts
+        rows = np.array([[len(text) + 1, 1] for text in texts], np.float32)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def test_cache_asks_once_and_keeps_models_and_kinds_apart(tmp_path):
+    inner = Counting()
+    cached = CachedEmbedder(inner, tmp_path / "c.sqlite")
+    first = cached.encode(["a", "bb", "a"])
+    assert inner.asked == ["a", "bb"] and (first[0] == first[2]).all()
+    cached.encode(["a"], kind="query")
+    assert inner.asked == ["a", "bb", "a"] and (cached.hits, cached.misses) == (0, 4)
+    other = Counting()
+    other.name = "counting@2"
+    CachedEmbedder(other, tmp_path / "c.sqlite").encode(["a"])
+    assert other.asked == ["a"]
+    fresh = Counting()
+    again = CachedEmbedder(fresh, tmp_path / "c.sqlite").encode(["a", "bb", "a"])
+    assert fresh.asked == [] and np.array_equal(again, first)
+
+
+def test_cache_of_many_texts(tmp_path):
+    cached = CachedEmbedder(Counting(), tmp_path / "c.sqlite")
+    texts = [f"text {i}" for i in range(25_000)]
+    assert np.array_equal(cached.encode(texts), cached.encode(texts))
+    assert (cached.hits, cached.misses) == (25_000, 25_000)
+
+
+def test_a_torn_row_is_computed_again(tmp_path):
+    inner = Counting()
+    cached = CachedEmbedder(inner, tmp_path / "c.sqlite")
+    cached.encode(["a"])
+    with cached.store.open() as database:
+        database.execute("UPDATE vectors SET vector = x'00'")
+    assert cached.encode(["a"]).shape == (1, 2) and inner.asked == ["a", "a"]
+
+
+SLOW = """
+import sys, time, numpy as np
+from llmops_kit.embed import CachedEmbedder, Embedder
+class Slow(Embedder):
+    name, dim = "slow@1", 2
+    def _encode(self, texts, kind, progress):
+        time.sleep({pause}); print("batch", flush=True)
+        return np.tile(np.float32([1, 0]), (len(texts), 1))
+CachedEmbedder(Slow(), sys.argv[1]).encode([f"{{sys.argv[2]}} {{i}}" for i in range(3000)])
+"""
+
+
+def rows_in(path):
+    with CachedEmbedder(Counting(), path).store.open() as database:
+        return database.execute("SELECT count(*) FROM vectors").fetchone()[0]
+
+
+def test_cache_survives_kill_9(tmp_path):
+    path = tmp_path / "c.sqlite"
+    command = [sys.executable, "-c", SLOW.format(pause=0.3), str(path), "text"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    for _ in range(2):
+        process.stdout.readline()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert rows_in(path) in (1024, 2048)
+    done = subprocess.run([*command[:2], SLOW.format(pause=0), *command[3:]], capture_output=True)
+    assert done.returncode == 0 and rows_in(path) == 3000
+    assert done.stdout.count(b"batch") <= 2
+
+
+def test_cache_of_several_processes(tmp_path):
+    path = tmp_path / "c.sqlite"
+    command = [sys.executable, "-c", SLOW.format(pause=0), str(path)]
+    processes = [subprocess.Popen([*command, word], stdout=subprocess.DEVNULL) for word in "aabb"]
+    assert [process.wait(60) for process in processes] == [0] * 4
+    assert rows_in(path) == 6000
+
+
+def test_default_is_shared_between_threads():
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(default_embedder())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({id(embedder) for embedder in found}) == 1
