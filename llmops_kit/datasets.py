@@ -6,7 +6,7 @@
 __all__ = ['DATASETS', 'Question', 'Corpus', 'RemoteFile', 'Dataset', 'register', 'get_dataset', 'read_squad', 'read_excerpts',
            'read_scores', 'find_files', 'fetch', 'load', 'available']
 
-# %% ../nbs/00_base/09_datasets.ipynb #8b85bd4f
+# %% ../nbs/00_base/09_datasets.ipynb #a8b57575
 import csv
 import json
 import logging
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from .core import DataError, Document, Record, Span, cache_path
 
-# %% ../nbs/00_base/09_datasets.ipynb #1d1e79aa
+# %% ../nbs/00_base/09_datasets.ipynb #53edbd82
 @dataclass
 class Question(Record):
     """A question with its gold answer and the places that answer it; no spans: unanswerable.
@@ -40,7 +40,7 @@ class Corpus(NamedTuple):
     documents: list[Document]
     questions: list[Question]
 
-# %% ../nbs/00_base/09_datasets.ipynb #9706fc39
+# %% ../nbs/00_base/09_datasets.ipynb #12161538
 @dataclass(frozen=True)
 class RemoteFile(Record):
     """One file of a set: local path below the data folder, address, SHA-256, size in bytes."""
@@ -53,7 +53,10 @@ class RemoteFile(Record):
 
 @dataclass(frozen=True)
 class Dataset:
-    """A public set: what it is, under which licence, its files, and how to read them."""
+    """A public set: what it is, under which licence, its files, and how to read them.
+
+    `loader` gets the local path of each file by its `path`, and nothing else.
+    """
 
     name: str
     about: str
@@ -62,24 +65,18 @@ class Dataset:
     files: tuple[RemoteFile, ...]
     loader: Callable[[Mapping[str, Path]], Any]
 
-    @property
-    def megabytes(self) -> float:
-        """Size of all files, in units of a million bytes."""
-        return sum(file.size for file in self.files) / 1e6
-
     def _repr_markdown_(self) -> str:
         files = "\n".join(f"- `{file.path}` {file.size:,} bytes" for file in self.files)
         head = f"**{self.name}**: {self.about} *{self.licence}*, {self.source}"
         return f"{head}\n\n{files}"
 
-# %% ../nbs/00_base/09_datasets.ipynb #23d18926
+# %% ../nbs/00_base/09_datasets.ipynb #0c472b8e
 DATASETS: dict[str, Dataset] = {}
 
 
-def register(dataset: Dataset) -> Dataset:
+def register(dataset: Dataset) -> None:
     """Add a set to the registry, under its name; registering it again replaces it."""
     DATASETS[dataset.name] = dataset
-    return dataset
 
 
 def get_dataset(dataset: str | Dataset) -> Dataset:
@@ -92,7 +89,7 @@ def get_dataset(dataset: str | Dataset) -> Dataset:
         )
     return DATASETS[dataset]
 
-# %% ../nbs/00_base/09_datasets.ipynb #0abc435a
+# %% ../nbs/00_base/09_datasets.ipynb #122c8027
 def read_squad(path: str | os.PathLike[str]) -> Corpus:
     """Documents (one a paragraph) and questions of a file in the format of SQuAD 1.1 or XQuAD.
 
@@ -113,6 +110,15 @@ def read_squad(path: str | os.PathLike[str]) -> Corpus:
     return Corpus(documents, questions)
 
 
+def _expect(document: Document, start: int, end: int, text: str) -> None:
+    """Hold a gold span to its text, or raise DataError that shows both."""
+    found = document.text[start:end]
+    if found != text:
+        raise DataError(
+            f"at [{start}, {end}) stands {found[:60]!r}, not {text[:60]!r}.", document.id
+        )
+
+
 def _squad_question(document: Document, entry: dict[str, Any]) -> Question:
     spans = []
     for answer in entry["answers"]:
@@ -122,16 +128,7 @@ def _squad_question(document: Document, entry: dict[str, Any]) -> Question:
     text = entry["answers"][0]["text"] if entry["answers"] else ""
     return Question(entry["id"], entry["question"], text, spans=spans)
 
-# %% ../nbs/00_base/09_datasets.ipynb #456824d0
-def _expect(document: Document, start: int, end: int, text: str) -> None:
-    """Hold a gold span to its text, or raise DataError that shows both."""
-    found = document.text[start:end]
-    if found != text:
-        raise DataError(
-            f"at [{start}, {end}) stands {found[:60]!r}, not {text[:60]!r}.", document.id
-        )
-
-# %% ../nbs/00_base/09_datasets.ipynb #1768ecdb
+# %% ../nbs/00_base/09_datasets.ipynb #a9a5ae0c
 def read_excerpts(corpora: Mapping[str, Path], questions: Path) -> Corpus:
     """Documents and questions of chunking_evaluation (Smith and Troynikov, 2024), spans checked.
 
@@ -155,7 +152,7 @@ def read_excerpts(corpora: Mapping[str, Path], questions: Path) -> Corpus:
             found.append(Question(f"{document.id}-{number}", row["question"], answer, spans=spans))
     return Corpus(list(documents.values()), found)
 
-# %% ../nbs/00_base/09_datasets.ipynb #543fd5ac
+# %% ../nbs/00_base/09_datasets.ipynb #b5936820
 def read_scores(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Rows with item_id, model_id, score (a number) and epoch (from 1) of an evaluation's log."""
     with open(path, encoding="utf-8", newline="") as file:
@@ -167,93 +164,77 @@ def read_scores(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
             raise DataError(f"not a row of scores ({error}).", f"{path}, line {number}") from None
     return rows
 
-# %% ../nbs/00_base/09_datasets.ipynb #86fc5e77
-def _github(repository: str, commit: str, path: str) -> str:
-    return f"https://raw.githubusercontent.com/{repository}/{commit}/{path}"
+# %% ../nbs/00_base/09_datasets.ipynb #ec21853b
+def _files(at: str, table: str) -> tuple[RemoteFile, ...]:
+    """Files at owner/name@commit; four words a file: local path, path there, size, SHA-256."""
+    base = f"https://raw.githubusercontent.com/{at.replace('@', '/')}"
+    words = table.split()
+    return tuple(
+        RemoteFile(words[i], f"{base}/{words[i + 1]}", words[i + 3], int(words[i + 2]))
+        for i in range(0, len(words), 4)
+    )
 
+# %% ../nbs/00_base/09_datasets.ipynb #2f5b0b66
+_XQUAD = _files(
+    "google-deepmind/xquad@7d30520c717524000f0d9d2f9c10a069acd9d285",
+    """retrieval/xquad.en.json xquad.en.json 609383
+    e4c57d1c9143aaa1c5d265ba5987a65f4e69528d2a98f29d6e75019b10344f29""",
+)
+_AT = "chunking_evaluation/evaluation_framework/general_evaluation_data"
+_CORPORA = ("chatlogs", "pubmed", "state_of_the_union")
+_EXCERPTS = _files(
+    "brandonstarxel/chunking_evaluation@d451fc4cf56e417b755994b4ca5212fd5057c0d2",
+    f"""chunking/corpora/chatlogs.md {_AT}/corpora/chatlogs.md 40013
+    543a98f82b2a6a492349fd7f8c9d6c3e78d1a4af81d13c79a7fd513c3f65bda6
+    chunking/corpora/pubmed.md {_AT}/corpora/pubmed.md 501965
+    0fd9242ffb253695e5d0f0215cb79a66a2a8f1236591e764c60d370747684ced
+    chunking/corpora/state_of_the_union.md {_AT}/corpora/state_of_the_union.md 48995
+    6fc21d560d31eb2421e337596feea0f83f1fa9ca02c6c4e47bc26959d7531b37
+    chunking/questions_df.csv {_AT}/questions_df.csv 236464
+    3ab3901889b8900f43775537bf12d36bd6614255fc59124faca31bede1dda7a3""",
+)
+_GPQA = _files(
+    "stephlinds/evalconfidence@ba5613a8a011f54b487b114a48f40d6eb9db1b7c",
+    """stats/gpqa_diamond_scores.csv examples/data/gpqa_diamond_scores.csv 108930
+    2923b63c427a56cb63af2064f726ecd839fec27357430600bea7a9ed8dfdcfa6""",
+)
 
-_XQUAD = ("google-deepmind/xquad", "7d30520c717524000f0d9d2f9c10a069acd9d285")
-_CHUNKING = ("brandonstarxel/chunking_evaluation", "d451fc4cf56e417b755994b4ca5212fd5057c0d2")
-_GPQA = ("stephlinds/evalconfidence", "ba5613a8a011f54b487b114a48f40d6eb9db1b7c")
-
+# %% ../nbs/00_base/09_datasets.ipynb #79bbd0fe
 register(
     Dataset(
         name="xquad",
         about="240 paragraphs of Wikipedia, 1,190 questions with answer spans (English).",
         licence="CC BY-SA 4.0",
         source="github.com/google-deepmind/xquad",
-        files=(
-            RemoteFile(
-                "retrieval/xquad.en.json",
-                _github(*_XQUAD, "xquad.en.json"),
-                "e4c57d1c9143aaa1c5d265ba5987a65f4e69528d2a98f29d6e75019b10344f29",
-                609383,
-            ),
-        ),
+        files=_XQUAD,
         loader=lambda files: read_squad(files["retrieval/xquad.en.json"]),
     )
 )
-
-# %% ../nbs/00_base/09_datasets.ipynb #674aa5d4
-_EXCERPTS = {
-    "chatlogs": ("543a98f82b2a6a492349fd7f8c9d6c3e78d1a4af81d13c79a7fd513c3f65bda6", 40013),
-    "pubmed": ("0fd9242ffb253695e5d0f0215cb79a66a2a8f1236591e764c60d370747684ced", 501965),
-    "state_of_the_union": (
-        "6fc21d560d31eb2421e337596feea0f83f1fa9ca02c6c4e47bc26959d7531b37",
-        48995,
-    ),
-}
-_EXCERPTS_AT = "chunking_evaluation/evaluation_framework/general_evaluation_data"
-
-
-def _corpus_file(name: str) -> RemoteFile:
-    sha256, size = _EXCERPTS[name]
-    url = _github(*_CHUNKING, f"{_EXCERPTS_AT}/corpora/{name}.md")
-    return RemoteFile(f"chunking/corpora/{name}.md", url, sha256, size)
-
-# %% ../nbs/00_base/09_datasets.ipynb #22f004bb
 register(
     Dataset(
         name="chunking_evaluation",
         about="3 of 5 corpora, 231 questions with the exact excerpts that answer them.",
         licence="MIT",
         source="github.com/brandonstarxel/chunking_evaluation",
-        files=(
-            *map(_corpus_file, _EXCERPTS),
-            RemoteFile(
-                "chunking/questions_df.csv",
-                _github(*_CHUNKING, f"{_EXCERPTS_AT}/questions_df.csv"),
-                "3ab3901889b8900f43775537bf12d36bd6614255fc59124faca31bede1dda7a3",
-                236464,
-            ),
-        ),
+        files=_EXCERPTS,
         loader=lambda files: read_excerpts(
-            {name: files[f"chunking/corpora/{name}.md"] for name in _EXCERPTS},
+            {name: files[f"chunking/corpora/{name}.md"] for name in _CORPORA},
             files["chunking/questions_df.csv"],
         ),
     )
 )
-
-# %% ../nbs/00_base/09_datasets.ipynb #06e9a16b
 register(
     Dataset(
         name="gpqa_diamond",
         about="Scores of 2 models on 198 items, 5 epochs: rows for statistics.",
         licence="Apache-2.0",
         source="github.com/stephlinds/evalconfidence",
-        files=(
-            RemoteFile(
-                "stats/gpqa_diamond_scores.csv",
-                _github(*_GPQA, "examples/data/gpqa_diamond_scores.csv"),
-                "2923b63c427a56cb63af2064f726ecd839fec27357430600bea7a9ed8dfdcfa6",
-                108930,
-            ),
-        ),
+        files=_GPQA,
         loader=lambda files: read_scores(files["stats/gpqa_diamond_scores.csv"]),
     )
 )
 
-# %% ../nbs/00_base/09_datasets.ipynb #ddf448e5
+# %% ../nbs/00_base/09_datasets.ipynb #9037f274
 def find_files(dataset: str | Dataset) -> dict[str, Path]:
     """Local paths of the files that are here with the right checksum; never uses the network.
 
@@ -277,7 +258,7 @@ def find_files(dataset: str | Dataset) -> dict[str, Path]:
             found[file.path] = cached
     return found
 
-# %% ../nbs/00_base/09_datasets.ipynb #1c356f7e
+# %% ../nbs/00_base/09_datasets.ipynb #958b6bd4
 def fetch(dataset: str | Dataset, progress: bool = True) -> dict[str, Path]:
     """Download what is missing of a set into the user's cache, and return all paths.
 
@@ -304,34 +285,43 @@ def fetch(dataset: str | Dataset, progress: bool = True) -> dict[str, Path]:
 
 def _not_fetched(file: RemoteFile, error: Exception) -> DataError:
     if isinstance(error, ValueError) and "hash" in str(error):
-        why, step = "what arrived has another SHA-256; it was thrown away", "Do not use the data"
-        return DataError(f"{why}.", file.url, f"{step}: the address no longer holds this file.")
-    why = f"could not be fetched ({type(error).__name__})"
-    step = "Check the network, or put the file into the folder named by LLMOPS_KIT_DATASETS"
-    return DataError(f"{why}.", file.url, f"{step}, as {file.path}.")
+        return DataError(
+            "what arrived has another SHA-256; it was thrown away.",
+            where=file.url,
+            next_step="The address no longer holds the registered file: do not use it.",
+        )
+    return DataError(
+        f"could not be fetched ({type(error).__name__}).",
+        where=file.url,
+        next_step="Check the network, or put the file into the folder named by "
+        f"LLMOPS_KIT_DATASETS, as {file.path}.",
+    )
 
-# %% ../nbs/00_base/09_datasets.ipynb #4418a3ec
-def load(dataset: str | Dataset, fetch_missing: bool = False) -> Any:
-    """Read a set from local files; with `fetch_missing` download what is not there.
+# %% ../nbs/00_base/09_datasets.ipynb #e81e09e7
+_fetch = fetch  # `load` has a parameter of this name
+
+
+def load(dataset: str | Dataset, fetch: bool = False) -> Any:
+    """Read a set from local files; with `fetch` download what is not there.
 
     Returns what its loader returns: a Corpus (documents, questions) for the retrieval sets, a list
     of rows for scores. DataError, with size and licence, if files are missing.
     """
     known = get_dataset(dataset)
-    files = fetch(known) if fetch_missing else find_files(known)
+    files = _fetch(known) if fetch else find_files(known)
     missing = [file for file in known.files if file.path not in files]
     if missing:
         size = sum(file.size for file in missing) / 1e6
         raise DataError(
             f"{len(missing)} of {len(known.files)} files are not on this machine. A download "
-            f"brings {size:.1f} MB under {known.licence} from {known.source}.",
+            f"brings {size:.2g} MB under {known.licence} from {known.source}.",
             where=f"data set {known.name!r}",
-            next_step=f"Agree with: load({known.name!r}, fetch_missing=True), or set "
+            next_step=f"Agree with: load({known.name!r}, fetch=True), or set "
             "LLMOPS_KIT_DATASETS to a folder that holds the files.",
         )
     return known.loader(files)
 
-# %% ../nbs/00_base/09_datasets.ipynb #a13de043
+# %% ../nbs/00_base/09_datasets.ipynb #ac58ed22
 def available() -> list[dict[str, Any]]:
     """One row a set: name, licence, megabytes, and how many of its files are on this machine."""
     rows = []
@@ -340,6 +330,6 @@ def available() -> list[dict[str, Any]]:
             here = f"{len(find_files(known))} of {len(known.files)}"
         except DataError as error:
             here = f"damaged: {error.where}"
-        size = round(known.megabytes, 2)
+        size = round(sum(file.size for file in known.files) / 1e6, 2)
         rows.append({"name": known.name, "licence": known.licence, "MB": size, "files": here})
     return rows

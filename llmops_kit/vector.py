@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VectorIndex']
 
-# %% ../nbs/00_base/07_vector.ipynb #c8912402
+# %% ../nbs/00_base/07_vector.ipynb #2af1f133
 import json
 import os
 import re
@@ -21,7 +21,7 @@ import numpy as np
 from .core import Chunk, DataError, Hit, Stage, StoreError, Where, matches
 from .embed import Embedder
 
-# %% ../nbs/00_base/07_vector.ipynb #8fe30bb4
+# %% ../nbs/00_base/07_vector.ipynb #638ef7c7
 _FIELD = re.compile(r"[A-Za-z][A-Za-z0-9_.\-]*")
 
 
@@ -44,7 +44,7 @@ def _to_row(chunk: Chunk, version: str) -> dict[str, Any]:
 def _to_chunk(row: Mapping[str, Any], text: str) -> Chunk:
     return Chunk(row["_doc"], text=text, **json.loads(row["_chunk"]))
 
-# %% ../nbs/00_base/07_vector.ipynb #7e16a1b4
+# %% ../nbs/00_base/07_vector.ipynb #dc2f4c0c
 def _to_chroma(where: Where) -> dict[str, Any] | None:
     """The filter in Chroma's terms, or None where Chroma has none that means the same."""
     clauses: list[dict[str, Any]] = []
@@ -58,7 +58,7 @@ def _to_chroma(where: Where) -> dict[str, Any] | None:
         clauses.append(either[0] if len(either) == 1 else {"$or": either})
     return clauses[0] if len(clauses) == 1 else {"$and": clauses}
 
-# %% ../nbs/00_base/07_vector.ipynb #93ca3c3e
+# %% ../nbs/00_base/07_vector.ipynb #807b7f15
 def _lock(path: Path) -> Any:
     from filelock import FileLock, Timeout
 
@@ -79,7 +79,7 @@ def _lock(path: Path) -> Any:
         ) from None
     return lock
 
-# %% ../nbs/00_base/07_vector.ipynb #31393904
+# %% ../nbs/00_base/07_vector.ipynb #ee07f817
 def _client(path: Path | None, url: str | None) -> Any:
     import chromadb
     from chromadb.config import Settings
@@ -100,7 +100,7 @@ def _client(path: Path | None, url: str | None) -> Any:
         where = url or str(path or "memory")
         raise StoreError(f"Chroma cannot be reached: {error}", where, advice) from None
 
-# %% ../nbs/00_base/07_vector.ipynb #fad57b0e
+# %% ../nbs/00_base/07_vector.ipynb #b5940651
 _GRAPH = {"space": "cosine", "ef_construction": 200, "ef_search": 200, "max_neighbors": 32}
 
 
@@ -126,7 +126,7 @@ def _open(path: Path | None, url: str | None, name: str) -> tuple[Any, Any, Any]
         raise
     return client, rows, lock
 
-# %% ../nbs/00_base/07_vector.ipynb #d45aa926
+# %% ../nbs/00_base/07_vector.ipynb #a84b0812
 class _Collection:
     """An open collection; `place` says where it is, in messages."""
 
@@ -172,7 +172,7 @@ class _Collection:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-# %% ../nbs/00_base/07_vector.ipynb #37a60f8f
+# %% ../nbs/00_base/07_vector.ipynb #c37f27b5
 def _batches(items: Sequence[Any], size: int) -> Iterator[Any]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
@@ -195,13 +195,16 @@ def _limits(rows: Any, size: int, where: Where | None) -> list[dict[str, Any]]:
         ids += [id for id, meta in zip(page["ids"], metas, strict=True) if matches(meta, where)]
     return [{"ids": batch} for batch in _batches(ids, size)]
 
-# %% ../nbs/00_base/07_vector.ipynb #27242ba6
-def _write(rows: Any, chunks: Sequence[Chunk], vectors: np.ndarray, version: str) -> None:
+# %% ../nbs/00_base/07_vector.ipynb #e42c4de3
+def _write(
+    rows: Any, chunks: Sequence[Chunk], vectors: np.ndarray, versions: Sequence[str]
+) -> None:
     ids = [chunk.id for chunk in chunks]
     old = rows.get(ids=ids, include=["metadatas"])
     stored = zip(old["ids"], old["metadatas"], strict=True)
     gone: dict[str, dict[str, None]] = {id: dict.fromkeys(row) for id, row in stored}
-    metas = [{**gone.get(chunk.id, {}), **_to_row(chunk, version)} for chunk in chunks]
+    pairs = zip(chunks, versions, strict=True)
+    metas = [{**gone.get(chunk.id, {}), **_to_row(chunk, version)} for chunk, version in pairs]
     texts = [chunk.text for chunk in chunks]
     rows.upsert(ids=ids, embeddings=vectors, documents=texts, metadatas=metas)
 
@@ -222,7 +225,7 @@ def _nearest(
 def _place(chunk: Chunk) -> tuple[str, int, int]:
     return chunk.doc_id, chunk.start, chunk.end
 
-# %% ../nbs/00_base/07_vector.ipynb #64b992c3
+# %% ../nbs/00_base/07_vector.ipynb #0fe96b71
 class _Chunks(_Collection):
     """Chunks as rows of a collection."""
 
@@ -261,7 +264,7 @@ class _Chunks(_Collection):
             self.rows.delete(ids=batch)
         return before - self.count
 
-# %% ../nbs/00_base/07_vector.ipynb #c8f87f2b
+# %% ../nbs/00_base/07_vector.ipynb #90d8de99
 class VectorIndex(_Chunks):
     """Chunks by meaning: in memory, in the folder `path`, or on the Chroma server at `url`.
 
@@ -289,19 +292,23 @@ class VectorIndex(_Chunks):
             raise
 
     def upsert(
-        self, chunks: Iterable[Chunk], vectors: np.ndarray | None = None, version: str = ""
+        self,
+        chunks: Iterable[Chunk],
+        vectors: np.ndarray | None = None,
+        versions: Sequence[str] | None = None,
     ) -> None:
         """Add chunks, replacing those of the same id; `vectors` are unit rows if there are any."""
-        new, shape = list(chunks), None if vectors is None else np.shape(vectors)
-        if shape not in (None, (len(new), self.embedder.dim)):
-            what = f"vectors of shape {shape}; ({len(new)}, {self.embedder.dim}) is needed."
-            raise DataError(what, self.place)
+        new = list(chunks)
+        words = [""] * len(new) if versions is None else versions
+        shape = (len(new), self.embedder.dim)
+        if vectors is not None and np.shape(vectors) != shape:
+            raise DataError(f"vectors of shape {np.shape(vectors)}; {shape} is needed.", self.place)
         last = list({chunk.id: i for i, chunk in enumerate(new)}.values())
         for batch in _batches(last, self._batch):
             some = [new[i] for i in batch]
             known = None if vectors is None else np.asarray(vectors)[batch]
             rows = self.embedder.encode([chunk.text for chunk in some]) if known is None else known
-            _write(self.rows, some, rows, version)
+            _write(self.rows, some, rows, [words[i] for i in batch])
 
     def search(self, query: str, k: int = 10, where: Where | None = None) -> list[Hit]:
         """The k nearest chunks by cosine (rounded to 6 digits); equal scores in order of place."""

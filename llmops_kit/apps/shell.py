@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Tell', 'Work', 'PAGES', 'sentence_for', 'Superseded', 'App', 'Attempt', 'run_work', 'status_markup', 'status',
-           'csv_text', 'csv_button', 'code_line', 'PageInfo', 'pages', 'link', 'navigation', 'heading', 'page']
+           'csv_text', 'csv_button', 'code_line', 'code_pane', 'PageInfo', 'pages', 'link', 'navigation', 'heading',
+           'page']
 
-# %% ../../nbs/90_apps/01_shell.ipynb #29c13bac
+# %% ../../nbs/90_apps/01_shell.ipynb #5b7b9848
 import asyncio
 import io
 import logging
@@ -20,6 +21,7 @@ import panel as pn
 import param
 
 from llmops_kit.apps.theme import (
+    CODE_CSS,
     FAVICON,
     NAV_CSS,
     PAGE_SX,
@@ -33,7 +35,7 @@ from ..core import LLMOpsError, share_path
 if TYPE_CHECKING:
     import pandas as pd
 
-# %% ../../nbs/90_apps/01_shell.ipynb #12aad398
+# %% ../../nbs/90_apps/01_shell.ipynb #70db91ca
 _log = logging.getLogger("llmops_kit.apps")
 
 
@@ -48,7 +50,7 @@ def sentence_for(error: BaseException, doing: str = "do this") -> str:
         f"error {number} in the server's log."
     )
 
-# %% ../../nbs/90_apps/01_shell.ipynb #d88301c8
+# %% ../../nbs/90_apps/01_shell.ipynb #8b345503
 class Superseded(Exception):
     """Raised inside work whose result nobody waits for any more; never shown."""
 
@@ -98,7 +100,7 @@ class App(pn.viewable.Viewer):
             return page(self).servable(title=f"{self.title} · llmops-kit")
         return super().servable(*args, **params)
 
-# %% ../../nbs/90_apps/01_shell.ipynb #19f79f17
+# %% ../../nbs/90_apps/01_shell.ipynb #30fbbfc5
 class Attempt:
     """Turns an exception inside the `with` block into `app.problem`; success clears it."""
 
@@ -117,7 +119,7 @@ class Attempt:
             self.app.problem = sentence_for(error, self.doing)
         return isinstance(error, Exception)
 
-# %% ../../nbs/90_apps/01_shell.ipynb #0f0db606
+# %% ../../nbs/90_apps/01_shell.ipynb #fc20eab7
 Tell = Callable[[float], None]
 Work = Callable[[Tell], Any]
 
@@ -151,7 +153,7 @@ def run_work(app: App, doing: str, function: Work, done: Callable[[Any], None]) 
     app.param.update(busy=doing, progress=0.0)
     pn.state.execute(task)
 
-# %% ../../nbs/90_apps/01_shell.ipynb #49a1bc63
+# %% ../../nbs/90_apps/01_shell.ipynb #3750d8ab
 def _teller(app: App, doing: str, ticket: object, doc: Any) -> Tell:
     last = 0.0
 
@@ -165,7 +167,7 @@ def _teller(app: App, doing: str, ticket: object, doc: Any) -> Tell:
 
     return tell
 
-# %% ../../nbs/90_apps/01_shell.ipynb #0a8b5f20
+# %% ../../nbs/90_apps/01_shell.ipynb #0abf22fe
 def status_markup(problem: str, busy: str, progress: float) -> str:
     """The error box and the progress line of a screen, or an empty string when it is at rest."""
     parts = []
@@ -183,7 +185,7 @@ def status(app: App) -> pn.viewable.Viewable:
     fields = app.param.problem, app.param.busy, app.param.progress
     return markup(pn.bind(status_markup, *fields), css=STATUS_CSS)
 
-# %% ../../nbs/90_apps/01_shell.ipynb #db206326
+# %% ../../nbs/90_apps/01_shell.ipynb #827bcaed
 def csv_text(table: "pd.DataFrame") -> str:
     """The table as CSV, without its index; texts that a spreadsheet would run are defused."""
 
@@ -207,7 +209,7 @@ def csv_button(table: Callable[[], "pd.DataFrame"], filename: str) -> pn.viewabl
         margin=(4, 0),
     )
 
-# %% ../../nbs/90_apps/01_shell.ipynb #6a90c99b
+# %% ../../nbs/90_apps/01_shell.ipynb #ed889bb8
 def code_line(code: str) -> str:
     """Markup of a line of code with a button that copies it."""
     shown = escape(code)
@@ -215,7 +217,13 @@ def code_line(code: str) -> str:
     button = f'<button data-code="{shown}" onclick="{copy}">Copy</button>'
     return f'<div class="line"><code>{shown}</code>{button}</div>' if code else ""
 
-# %% ../../nbs/90_apps/01_shell.ipynb #637f6144
+
+def code_pane(code: Any) -> pn.viewable.Viewable:
+    """A pane for `code_line`; `code` is a string, or a parameter or bound function giving one."""
+    body = code_line(code) if isinstance(code, str) else pn.bind(code_line, code)
+    return markup(body, css=CODE_CSS)
+
+# %% ../../nbs/90_apps/01_shell.ipynb #14a24390
 @dataclass(frozen=True)
 class PageInfo:
     """A page of the workbench: its launcher's name, its title, and what one does there."""
@@ -250,7 +258,7 @@ def link(slug: str, dark: bool = False) -> str:
     """The address of a page beside the present one; it carries the reader's choice of mode."""
     return f"./{slug}?theme=dark" if dark else f"./{slug}"
 
-# %% ../../nbs/90_apps/01_shell.ipynb #82ce54ea
+# %% ../../nbs/90_apps/01_shell.ipynb #8f839999
 def navigation(current: str, dark: bool = False) -> str:
     """Markup of the links between the pages, the current one marked."""
     links = (
@@ -260,7 +268,7 @@ def navigation(current: str, dark: bool = False) -> str:
     )
     return f'<nav aria-label="Pages">{"".join(links)}</nav>'
 
-# %% ../../nbs/90_apps/01_shell.ipynb #7ac0ec8f
+# %% ../../nbs/90_apps/01_shell.ipynb #0d87b973
 def heading(app: App) -> pn.viewable.Viewable:
     """The screen's title and the line that says what it is for."""
     return markup(

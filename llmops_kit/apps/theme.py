@@ -7,7 +7,7 @@ __all__ = ['LIGHT', 'DARK', 'MODES', 'CHUNK_COLOURS', 'CHUNK_ALPHA', 'GOLD', 'SE
            'NAV_CSS', 'PAGE_SX', 'THEME_CONFIG', 'LOGO', 'FAVICON', 'rgb', 'contrast', 'blend', 'tint', 'escape',
            'markup', 'plotly_template', 'styled']
 
-# %% ../../nbs/90_apps/00_theme.ipynb #6c4dbb1c
+# %% ../../nbs/90_apps/00_theme.ipynb #46685bc4
 import html as _html
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import panel as pn
     import plotly.graph_objects as go
 
-# %% ../../nbs/90_apps/00_theme.ipynb #33728bc7
+# %% ../../nbs/90_apps/00_theme.ipynb #2777121f
 def rgb(colour: str) -> tuple[int, int, int]:
     """Red, green and blue of "#rrggbb", each 0 to 255."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
@@ -34,7 +34,7 @@ def contrast(text: str, background: str) -> float:
     low, high = sorted((luminance(text), luminance(background)))
     return (high + 0.05) / (low + 0.05)
 
-# %% ../../nbs/90_apps/00_theme.ipynb #ed386eda
+# %% ../../nbs/90_apps/00_theme.ipynb #f6ebb852
 LIGHT = {
     "primary": "#0b6b6f",
     "background": "#f5f7f8",
@@ -51,14 +51,14 @@ DARK = {
 }
 MODES = {"light": LIGHT, "dark": DARK}
 
-# %% ../../nbs/90_apps/00_theme.ipynb #7191f141
+# %% ../../nbs/90_apps/00_theme.ipynb #c6aabcfb
 def blend(colour: str, alpha: float, background: str) -> str:
     """The "#rrggbb" seen where `colour` lies over `background` with opacity alpha in [0, 1]."""
     over, under = rgb(colour), rgb(background)
     mixed = (round(alpha * o + (1 - alpha) * u) for o, u in zip(over, under, strict=True))
     return "#" + "".join(f"{value:02x}" for value in mixed)
 
-# %% ../../nbs/90_apps/00_theme.ipynb #9c35dc8b
+# %% ../../nbs/90_apps/00_theme.ipynb #a489e59d
 CHUNK_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7")
 CHUNK_ALPHA = 0.22
 GOLD = "#c2410c"
@@ -69,7 +69,7 @@ def tint(colour: str, alpha: float = CHUNK_ALPHA) -> str:
     """`colour` as a translucent CSS colour, legible behind text in both modes."""
     return "rgba({}, {}, {}, {:g})".format(*rgb(colour), alpha)
 
-# %% ../../nbs/90_apps/00_theme.ipynb #34239582
+# %% ../../nbs/90_apps/00_theme.ipynb #13b3296a
 def escape(text: object, limit: int | None = None) -> str:
     """`text` for HTML, between tags or in quotes; cut to `limit` characters with an ellipsis."""
     shown = str(text)
@@ -78,7 +78,7 @@ def escape(text: object, limit: int | None = None) -> str:
     shown = "".join("\ufffd" if ord(c) < 32 and c not in "\n\t" else c for c in shown)
     return _html.escape(shown, quote=True)
 
-# %% ../../nbs/90_apps/00_theme.ipynb #e98841b9
+# %% ../../nbs/90_apps/00_theme.ipynb #56894b0e
 _RULES = [
     *(f".c{i} {{ background: {tint(c)}; --edge: {c}; }}" for i, c in enumerate(CHUNK_COLOURS)),
     *(f".s{name} {{ background: {colour}; }}" for name, colour in SETTING_COLOURS.items()),
@@ -89,6 +89,7 @@ CSS = f"""
   --muted: var(--mui-palette-text-secondary, var(--jp-content-font-color2, #55636e));
   --line: var(--mui-palette-divider, var(--jp-border-color2, rgba(128, 140, 150, .3)));
   --accent: var(--mui-palette-primary-main, {LIGHT["primary"]});
+  --paper: var(--mui-palette-background-paper, var(--jp-layout-color1, #fff));
   color: var(--ink); font: 14px/1.5 Roboto, "Helvetica Neue", Arial, sans-serif;
 }}
 h1, h2, h3, p {{ margin: 0; }}
@@ -97,6 +98,12 @@ h2 {{ font-size: 16px; }}
 h3 {{ font-size: 14px; }}
 a {{ color: var(--accent); }}
 code {{ font: 12.5px/1.5 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }}
+.card {{ background: var(--paper); border: 1px solid var(--line); border-radius: 10px;
+  padding: 14px 16px; }}
+table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }}
+th, td {{ text-align: left; padding: 7px 14px 7px 0; border-bottom: 1px solid var(--line); }}
+th {{ color: var(--muted); font-weight: 500; font-size: 12.5px; }}
+tr:last-child td {{ border-bottom: 0; }}
 .muted {{ color: var(--muted); }}
 .small {{ font-size: 12.5px; }}
 .badge {{ display: inline-block; min-width: 22px; padding: 0 2px; border-radius: 5px; color: #fff;
@@ -104,7 +111,7 @@ code {{ font: 12.5px/1.5 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, mono
 {chr(10).join(_RULES)}
 """
 
-# %% ../../nbs/90_apps/00_theme.ipynb #690bfa34
+# %% ../../nbs/90_apps/00_theme.ipynb #444f8bf7
 STATUS_CSS = """
 .box { border-left: 4px solid #c2410c; background: #c2410c1f; border-radius: 6px;
   padding: 10px 14px; margin: 0 0 12px; overflow-wrap: anywhere; white-space: pre-line; }
@@ -121,7 +128,7 @@ button { border: 1px solid var(--line); background: transparent; color: var(--ac
   cursor: pointer; border-radius: 6px; padding: 4px 12px; font: 500 13px Roboto, sans-serif; }
 """
 
-# %% ../../nbs/90_apps/00_theme.ipynb #259a8972
+# %% ../../nbs/90_apps/00_theme.ipynb #cf8da85a
 NAV_CSS = """
 nav { display: flex; gap: 4px; margin-left: 20px; }
 nav a { color: var(--muted); text-decoration: none; font-weight: 500; padding: 7px 12px;
@@ -144,7 +151,7 @@ PAGE_SX = {
     "& .sidebar": {"backgroundColor": "background.paper", "backgroundImage": "none"},
 }
 
-# %% ../../nbs/90_apps/00_theme.ipynb #1bd806f7
+# %% ../../nbs/90_apps/00_theme.ipynb #0a6898c3
 def markup(body: Any, css: str = "", **params: Any) -> "pn.pane.HTML":
     """An HTML pane in the kit's look; `body` is trusted markup, its data escaped.
 
@@ -157,7 +164,7 @@ def markup(body: Any, css: str = "", **params: Any) -> "pn.pane.HTML":
         params.setdefault("sizing_mode", "stretch_width")
     return pn.pane.HTML(body, stylesheets=sheets, **{"margin": 0, **params})
 
-# %% ../../nbs/90_apps/00_theme.ipynb #1b9f251a
+# %% ../../nbs/90_apps/00_theme.ipynb #1480125c
 def _palette(mode: dict[str, str]) -> dict[str, Any]:
     return {
         "palette": {
@@ -172,7 +179,7 @@ def _palette(mode: dict[str, str]) -> dict[str, Any]:
 
 THEME_CONFIG = {name: _palette(mode) for name, mode in MODES.items()}
 
-# %% ../../nbs/90_apps/00_theme.ipynb #bf10315b
+# %% ../../nbs/90_apps/00_theme.ipynb #3167a671
 def plotly_template(dark: bool = False) -> "go.layout.Template":
     """Ink, grid and colours of the setting marks for a Plotly figure in one mode."""
     import plotly.graph_objects as go
@@ -202,7 +209,7 @@ def styled(figure: "go.Figure", height: int = 260, dark: bool = False) -> "go.Fi
         legend={"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
     )
 
-# %% ../../nbs/90_apps/00_theme.ipynb #96831f63
+# %% ../../nbs/90_apps/00_theme.ipynb #10928e9e
 def _logo() -> str:
     rows = [(6, 12, 8), (14, 6, 14), (22, 9, 5)]
     bars = []
