@@ -7,7 +7,7 @@ __all__ = ['Scale', 'cohen_kappa', 'krippendorff_alpha', 'sd_of_flips', 'sample_
            'minimum_detectable_paired', 'minimum_detectable_unpaired', 'sample_size_proportion', 'holm',
            'benjamini_hochberg']
 
-# %% ../nbs/00_base/10_agreement.ipynb #3a976333
+# %% ../nbs/00_base/10_agreement.ipynb #1f32ed93
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Literal
@@ -17,7 +17,7 @@ import numpy as np
 from .core import DataError
 from .stats import Estimate, proportion
 
-# %% ../nbs/00_base/10_agreement.ipynb #bd661a06
+# %% ../nbs/00_base/10_agreement.ipynb #1f404faf
 _RESAMPLES = 1999
 
 
@@ -46,7 +46,7 @@ def _resampled(
     limits = float(min(low, value)), float(max(high, value))
     return Estimate(value, *limits, n, level, "bootstrap over items")
 
-# %% ../nbs/00_base/10_agreement.ipynb #f49274f1
+# %% ../nbs/00_base/10_agreement.ipynb #30f59a69
 def _is_missing(label: object) -> bool:
     return label is None or label != label  # NaN differs from itself
 
@@ -64,7 +64,7 @@ def _labels(labels: Iterable[Hashable], name: str) -> list[Hashable]:
         )
     return found
 
-# %% ../nbs/00_base/10_agreement.ipynb #31e2550a
+# %% ../nbs/00_base/10_agreement.ipynb #e7344dab
 def cohen_kappa(
     a: Iterable[Hashable],
     b: Iterable[Hashable],
@@ -99,7 +99,7 @@ def cohen_kappa(
     agreed = int(np.trace(counts))
     return _resampled(kappa(counts), counts, kappa, agreed, chance, level, seed)
 
-# %% ../nbs/00_base/10_agreement.ipynb #59c1c9fd
+# %% ../nbs/00_base/10_agreement.ipynb #c8d9fa16
 Scale = Literal["nominal", "ordinal", "interval", "ratio"]
 
 
@@ -136,7 +136,7 @@ def krippendorff_alpha(
     chance = float((totals * (totals - 1)).sum() / (totals.sum() * (totals.sum() - 1)))
     return _resampled(alpha(times), times, alpha, agreed, chance, level, seed)
 
-# %% ../nbs/00_base/10_agreement.ipynb #557fa2e9
+# %% ../nbs/00_base/10_agreement.ipynb #dcbce88e
 def _value_counts(
     ratings: Sequence[Sequence[Hashable]], scale: str
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -153,7 +153,7 @@ def _value_counts(
     counts = np.array([[item.count(name) for name in names] for item in items])
     return counts, np.arange(len(names)) if scale == "nominal" else np.array(names, dtype=float)
 
-# %% ../nbs/00_base/10_agreement.ipynb #3f69e1d4
+# %% ../nbs/00_base/10_agreement.ipynb #1cdac393
 def sd_of_flips(disagree: float, difference: float = 0.0) -> float:
     """Standard deviation of paired 0/1 differences, if a share `disagree` of items differs."""
     if not abs(difference) <= disagree <= 1:
@@ -174,7 +174,7 @@ def _positive(**values: float) -> None:
         if not value > 0 or not math.isfinite(value):
             raise DataError(f"{name}={value:g}, but it must be above 0.", "sample size")
 
-# %% ../nbs/00_base/10_agreement.ipynb #af2169e4
+# %% ../nbs/00_base/10_agreement.ipynb #058007d0
 def sample_size_paired(
     difference: float,
     sd: float,
@@ -207,7 +207,7 @@ def sample_size_unpaired(
     items = TTestIndPower().solve_power(effect, power=power, alpha=1 - level)
     return math.ceil(max(2.0, float(np.max(items))))
 
-# %% ../nbs/00_base/10_agreement.ipynb #ca900861
+# %% ../nbs/00_base/10_agreement.ipynb #9b36cf5c
 def minimum_detectable_paired(
     n: int,
     sd: float,
@@ -244,7 +244,7 @@ def sample_size_proportion(half_width: float, share: float = 0.5, level: float =
     _positive(half_width=half_width, share=share, other=1 - share)
     return math.ceil(samplesize_confint_proportion(share, half_width, alpha=1 - level))
 
-# %% ../nbs/00_base/10_agreement.ipynb #222cd2a4
+# %% ../nbs/00_base/10_agreement.ipynb #30bd7da7
 def _adjusted(p_values: Iterable[float], method: str) -> list[float]:
     from statsmodels.stats.multitest import multipletests
 

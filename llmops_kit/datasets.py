@@ -6,7 +6,7 @@
 __all__ = ['DATASETS', 'Question', 'Corpus', 'RemoteFile', 'Dataset', 'register', 'get_dataset', 'read_squad', 'read_excerpts',
            'read_scores', 'find_files', 'fetch', 'load', 'available']
 
-# %% ../nbs/00_base/09_datasets.ipynb #a8b57575
+# %% ../nbs/00_base/09_datasets.ipynb #93858f34
 import csv
 import json
 import logging
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from .core import DataError, Document, Record, Span, cache_path
 
-# %% ../nbs/00_base/09_datasets.ipynb #53edbd82
+# %% ../nbs/00_base/09_datasets.ipynb #84b3da9c
 @dataclass
 class Question(Record):
     """A question with its gold answer and the places that answer it; no spans: unanswerable.
@@ -40,7 +40,7 @@ class Corpus(NamedTuple):
     documents: list[Document]
     questions: list[Question]
 
-# %% ../nbs/00_base/09_datasets.ipynb #12161538
+# %% ../nbs/00_base/09_datasets.ipynb #b78e3ac0
 @dataclass(frozen=True)
 class RemoteFile(Record):
     """One file of a set: local path below the data folder, address, SHA-256, size in bytes."""
@@ -70,7 +70,7 @@ class Dataset:
         head = f"**{self.name}**: {self.about} *{self.licence}*, {self.source}"
         return f"{head}\n\n{files}"
 
-# %% ../nbs/00_base/09_datasets.ipynb #0c472b8e
+# %% ../nbs/00_base/09_datasets.ipynb #38819b30
 DATASETS: dict[str, Dataset] = {}
 
 
@@ -89,7 +89,7 @@ def get_dataset(dataset: str | Dataset) -> Dataset:
         )
     return DATASETS[dataset]
 
-# %% ../nbs/00_base/09_datasets.ipynb #122c8027
+# %% ../nbs/00_base/09_datasets.ipynb #b03c7d00
 def read_squad(path: str | os.PathLike[str]) -> Corpus:
     """Documents (one a paragraph) and questions of a file in the format of SQuAD 1.1 or XQuAD.
 
@@ -128,7 +128,7 @@ def _squad_question(document: Document, entry: dict[str, Any]) -> Question:
     text = entry["answers"][0]["text"] if entry["answers"] else ""
     return Question(entry["id"], entry["question"], text, spans=spans)
 
-# %% ../nbs/00_base/09_datasets.ipynb #a9a5ae0c
+# %% ../nbs/00_base/09_datasets.ipynb #ec6aab83
 def read_excerpts(corpora: Mapping[str, Path], questions: Path) -> Corpus:
     """Documents and questions of chunking_evaluation (Smith and Troynikov, 2024), spans checked.
 
@@ -152,7 +152,7 @@ def read_excerpts(corpora: Mapping[str, Path], questions: Path) -> Corpus:
             found.append(Question(f"{document.id}-{number}", row["question"], answer, spans=spans))
     return Corpus(list(documents.values()), found)
 
-# %% ../nbs/00_base/09_datasets.ipynb #b5936820
+# %% ../nbs/00_base/09_datasets.ipynb #05683f93
 def read_scores(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Rows with item_id, model_id, score (a number) and epoch (from 1) of an evaluation's log."""
     with open(path, encoding="utf-8", newline="") as file:
@@ -164,7 +164,7 @@ def read_scores(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
             raise DataError(f"not a row of scores ({error}).", f"{path}, line {number}") from None
     return rows
 
-# %% ../nbs/00_base/09_datasets.ipynb #ec21853b
+# %% ../nbs/00_base/09_datasets.ipynb #128d7dac
 def _files(at: str, table: str) -> tuple[RemoteFile, ...]:
     """Files at owner/name@commit; four words a file: local path, path there, size, SHA-256."""
     base = f"https://raw.githubusercontent.com/{at.replace('@', '/')}"
@@ -174,7 +174,7 @@ def _files(at: str, table: str) -> tuple[RemoteFile, ...]:
         for i in range(0, len(words), 4)
     )
 
-# %% ../nbs/00_base/09_datasets.ipynb #2f5b0b66
+# %% ../nbs/00_base/09_datasets.ipynb #a69c1641
 _XQUAD = _files(
     "google-deepmind/xquad@7d30520c717524000f0d9d2f9c10a069acd9d285",
     """retrieval/xquad.en.json xquad.en.json 609383
@@ -199,7 +199,7 @@ _GPQA = _files(
     2923b63c427a56cb63af2064f726ecd839fec27357430600bea7a9ed8dfdcfa6""",
 )
 
-# %% ../nbs/00_base/09_datasets.ipynb #79bbd0fe
+# %% ../nbs/00_base/09_datasets.ipynb #4bf591cb
 register(
     Dataset(
         name="xquad",
@@ -234,7 +234,7 @@ register(
     )
 )
 
-# %% ../nbs/00_base/09_datasets.ipynb #9037f274
+# %% ../nbs/00_base/09_datasets.ipynb #ac17475f
 def find_files(dataset: str | Dataset) -> dict[str, Path]:
     """Local paths of the files that are here with the right checksum; never uses the network.
 
@@ -258,7 +258,7 @@ def find_files(dataset: str | Dataset) -> dict[str, Path]:
             found[file.path] = cached
     return found
 
-# %% ../nbs/00_base/09_datasets.ipynb #958b6bd4
+# %% ../nbs/00_base/09_datasets.ipynb #012b410e
 def fetch(dataset: str | Dataset, progress: bool = True) -> dict[str, Path]:
     """Download what is missing of a set into the user's cache, and return all paths.
 
@@ -297,7 +297,7 @@ def _not_fetched(file: RemoteFile, error: Exception) -> DataError:
         f"LLMOPS_KIT_DATASETS, as {file.path}.",
     )
 
-# %% ../nbs/00_base/09_datasets.ipynb #e81e09e7
+# %% ../nbs/00_base/09_datasets.ipynb #ac727401
 _fetch = fetch  # `load` has a parameter of this name
 
 
@@ -321,7 +321,7 @@ def load(dataset: str | Dataset, fetch: bool = False) -> Any:
         )
     return known.loader(files)
 
-# %% ../nbs/00_base/09_datasets.ipynb #ac58ed22
+# %% ../nbs/00_base/09_datasets.ipynb #2f70f8ab
 def available() -> list[dict[str, Any]]:
     """One row a set: name, licence, megabytes, and how many of its files are on this machine."""
     rows = []

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['LocalLLM']
 
-# %% ../nbs/00_base/06_local.ipynb #1fd358b8
+# %% ../nbs/00_base/06_local.ipynb #283a1cd2
 import asyncio
 import os
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 from .core import Completion, DataError, LLMOpsError, ProviderError, Usage, require
 from .llm import LLM, Event, Prompt, as_messages
 
-# %% ../nbs/00_base/06_local.ipynb #440cf33f
+# %% ../nbs/00_base/06_local.ipynb #e2f1fe66
 _WORKER = ThreadPoolExecutor(1, thread_name_prefix="llmops-kit-local")
 _LOCAL_PARAMS = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop")
 
@@ -36,7 +37,7 @@ def _check_local(params: dict[str, Any], where: str) -> dict[str, Any]:
     options = {"max_tokens": 256, "temperature": 0.0, "seed": secrets.randbits(32), **given}
     return {**options, "stop": [stop] if isinstance(stop, str) else list(stop)}
 
-# %% ../nbs/00_base/06_local.ipynb #c03cbc7b
+# %% ../nbs/00_base/06_local.ipynb #0752dd7a
 @dataclass
 class _UntilStop:
     """Passes text on up to the first stop text, holding back what may turn into one."""
@@ -54,7 +55,7 @@ class _UntilStop:
         out, self.held = self.held[:end], "" if found else self.held[end:]
         return out
 
-# %% ../nbs/00_base/06_local.ipynb #1cf85c63
+# %% ../nbs/00_base/06_local.ipynb #4e50a9cb
 class _Weights:
     """A tokenizer and a causal model, loaded at first use; methods run in the worker thread."""
 
@@ -78,15 +79,16 @@ class _Weights:
                 self.path, dtype="auto", **options
             )
         except (OSError, ValueError, KeyError) as error:
-            why = str(error).strip().splitlines() or [type(error).__name__]
+            why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            absent = not (self.download or Path(self.path).exists())
             raise ProviderError(
-                f"the model cannot be loaded: {why[0][:200]}",
+                f"{self.path} is not on this disk." if absent else f"it cannot be loaded: {why}",
                 "LocalLLM",
                 "Give the folder of a causal transformers model, or its name and download=True.",
             ) from None
         self.model = model.to(device).eval()
 
-# %% ../nbs/00_base/06_local.ipynb #7e63c2fc
+# %% ../nbs/00_base/06_local.ipynb #9063ea64
 class _Generator(_Weights):
     """Encodes prompts and generates, in the worker thread."""
 
@@ -117,25 +119,17 @@ class _Generator(_Weights):
             )
         return min(wanted, free)
 
-# %% ../nbs/00_base/06_local.ipynb #1eb34132
-class _Run:
-    """One generation: runs in the worker, hands text to the event loop through the streamer."""
+# %% ../nbs/00_base/06_local.ipynb #d872e963
+class _Job:
+    """One generation, the worker's side: text goes to the streamer, `stopped` ends it."""
+
+    streamer: Any
 
     def __init__(self, weights: _Generator, options: dict[str, Any]) -> None:
-        from transformers import AsyncTextIteratorStreamer
-
         self.weights, self.options, self.stopped = weights, options, threading.Event()
-        self.streamer = AsyncTextIteratorStreamer(
-            weights.tokenizer, skip_prompt=True, skip_special_tokens=True
-        )
 
-    def __call__(self, prompt: Prompt) -> tuple[Usage, str]:
-        try:
-            return self._generate(prompt)
-        finally:
-            self.streamer.on_finalized_text("", stream_end=True)  # the reader never waits in vain
-
-    def _generate(self, prompt: Prompt) -> tuple[Usage, str]:
+    def generate(self, prompt: Prompt) -> tuple[Usage, str]:
+        """The usage and the finish reason, after the last text went to the streamer."""
         import torch
 
         model, options = self.weights.model, self.options
@@ -165,7 +159,43 @@ class _Run:
 
         return torch.full((ids.shape[0],), self.stopped.is_set(), device=ids.device)
 
-# %% ../nbs/00_base/06_local.ipynb #77888d9c
+# %% ../nbs/00_base/06_local.ipynb #fa8114a3
+class _Run(_Job):
+    """One generation, the reader's side: `texts` yields, then `usage` and `finish` are known."""
+
+    usage, finish = Usage(), "length"
+
+    def _work(self, prompt: Prompt) -> tuple[Usage, str]:
+        try:
+            return self.generate(prompt)
+        finally:
+            self.streamer.on_finalized_text("", stream_end=True)  # the reader never waits in vain
+
+    async def texts(self, prompt: Prompt) -> AsyncGenerator[str, None]:
+        """The generated text, word by word, up to a stop text; errors as ProviderError."""
+        from transformers import AsyncTextIteratorStreamer
+
+        self.streamer = AsyncTextIteratorStreamer(
+            self.weights.tokenizer, skip_prompt=True, skip_special_tokens=True
+        )
+        until = _UntilStop(self.options["stop"])
+        work = asyncio.get_running_loop().run_in_executor(_WORKER, self._work, prompt)
+        try:
+            async for piece in self.streamer:
+                if text := until.push(piece):
+                    yield text
+                if until.hit:
+                    self.stopped.set()
+                    break
+            if text := until.push("", last=True):
+                yield text
+            self.usage, self.finish = await work
+            self.finish = "stop" if until.hit else self.finish
+        finally:
+            self.stopped.set()
+            work.cancel()
+
+# %% ../nbs/00_base/06_local.ipynb #6e94fe07
 class LocalLLM(LLM):
     """A transformers causal model by folder or name, run in this process; greedy by default.
 
@@ -193,46 +223,32 @@ class LocalLLM(LLM):
 
     async def agenerate(self, prompt: Prompt, **params: Any) -> Completion:
         """The whole answer; ProviderError when the model cannot be loaded or fails."""
-        items = [item async for item in self.astream(prompt, **params)]
-        last = items[-1]
-        assert isinstance(last, Event) and last.completion
+        async with aclosing(self._items(prompt, params)) as items:
+            last = [item async for item in items][-1]
+        assert isinstance(last, Event)
+        assert last.completion is not None
         return last.completion
 
     async def astream(self, prompt: Prompt, **params: Any) -> AsyncIterator[str | Event]:
         """Text word by word as it is generated; leaving the stream ends the generation."""
-        options = _check_local({**self.params, **params}, self.name)
-        started, loop, texts, first = time.perf_counter(), asyncio.get_running_loop(), [], 0.0
-        await loop.run_in_executor(_WORKER, self._weights.load)
-        run, until = _Run(self._weights, options), _UntilStop(options["stop"])
-        work = loop.run_in_executor(_WORKER, run, prompt)
-        try:
-            async for piece in run.streamer:
-                if text := until.push(piece):
-                    first = first or time.perf_counter()
-                    texts.append(text)
-                    yield text
-                if until.hit:
-                    run.stopped.set()
-                    break
-            if text := until.push("", last=True):
-                texts.append(text)
-                yield text
-            usage, finish = await self._end(work)
-        finally:
-            run.stopped.set()
-            work.cancel()
-        meta: dict[str, Any] = {"seed": options["seed"]} if options["temperature"] > 0 else {}
-        meta["first_token_ms"] = 1000 * ((first or time.perf_counter()) - started)
-        finish = "stop" if until.hit else finish
-        latency = 1000 * (time.perf_counter() - started)
-        yield Event(
-            "complete",
-            completion=Completion("".join(texts), self.name, usage, latency, None, finish, meta),
-        )
+        async with aclosing(self._items(prompt, params)) as items:
+            async for item in items:
+                yield item
 
-    async def _end(self, work: asyncio.Future[tuple[Usage, str]]) -> tuple[Usage, str]:
+    async def _items(
+        self, prompt: Prompt, params: dict[str, Any]
+    ) -> AsyncGenerator[str | Event, None]:
+        options = _check_local({**self.params, **params}, self.name)
+        started, said, meta = time.perf_counter(), list[str](), dict[str, Any]()
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(_WORKER, self._weights.load)
+        run = _Run(self._weights, options)
         try:
-            return await work
+            async with aclosing(run.texts(prompt)) as texts:
+                async for text in texts:
+                    meta.setdefault("first_token_ms", 1000 * (time.perf_counter() - started))
+                    said.append(text)
+                    yield text
         except LLMOpsError:
             raise
         except Exception as error:
@@ -240,3 +256,8 @@ class LocalLLM(LLM):
             raise ProviderError(
                 what, self.name, "Try a shorter prompt or another model."
             ) from error
+        if options["temperature"] > 0:
+            meta["seed"] = options["seed"]
+        latency = 1000 * (time.perf_counter() - started)
+        done = Completion("".join(said), self.name, run.usage, latency, None, run.finish, meta)
+        yield Event("complete", completion=done)

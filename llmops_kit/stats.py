@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Bounds', 'Estimate', 'proportion', 'mean', 'Comparison', 'paired', 'unpaired']
 
-# %% ../nbs/00_base/01_stats.ipynb #65370ea3
+# %% ../nbs/00_base/01_stats.ipynb #517957f7
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 
 from .core import DataError, Record
 
-# %% ../nbs/00_base/01_stats.ipynb #c2727a67
+# %% ../nbs/00_base/01_stats.ipynb #a7f3162b
 def _show(number: float, sign: str = "") -> str:
     return f"{number:{sign}.3f}" if abs(number) < 100 else f"{number:{sign},.1f}"
 
@@ -42,7 +42,7 @@ class Estimate(Record):
     def _repr_markdown_(self) -> str:
         return f"**{self}** *({self.method})*"
 
-# %% ../nbs/00_base/01_stats.ipynb #eb273d75
+# %% ../nbs/00_base/01_stats.ipynb #8add049b
 def _numbers(values: Iterable[float], name: str) -> np.ndarray:
     """A flat array of finite numbers; DataError counts and places what is not a number."""
     try:
@@ -61,7 +61,7 @@ def _numbers(values: Iterable[float], name: str) -> np.ndarray:
         raise DataError(f"one list with at least 1 value is needed, not {array.shape}.", name)
     return array
 
-# %% ../nbs/00_base/01_stats.ipynb #242e793a
+# %% ../nbs/00_base/01_stats.ipynb #ad91247c
 def proportion(successes: int, n: int, level: float = 0.95) -> Estimate:
     """A share of n trials with Wilson's score interval (Wilson 1927), from statsmodels."""
     from statsmodels.stats.proportion import proportion_confint
@@ -75,7 +75,7 @@ def proportion(successes: int, n: int, level: float = 0.95) -> Estimate:
         share, low, high, int(n), level, "Wilson", float(np.sqrt(share * (1 - share) / n))
     )
 
-# %% ../nbs/00_base/01_stats.ipynb #2e89df0b
+# %% ../nbs/00_base/01_stats.ipynb #b4356320
 def _units(values: np.ndarray, clusters: Iterable[Hashable] | None, name: str) -> np.ndarray:
     """One number per independent unit, with the mean of `values`; the values if no clusters."""
     if clusters is None:
@@ -92,7 +92,7 @@ def _units(values: np.ndarray, clusters: Iterable[Hashable] | None, name: str) -
     deviations = np.bincount(codes, weights=values - values.mean())
     return values.mean() + deviations * len(number) / len(values)
 
-# %% ../nbs/00_base/01_stats.ipynb #d71c902e
+# %% ../nbs/00_base/01_stats.ipynb #1ff3771a
 _BOOTSTRAP_UNITS = 20
 _RESAMPLES = 4999
 Bounds = tuple[float, float] | None
@@ -118,7 +118,7 @@ def _limits(units: np.ndarray, method: str, level: float, bounds: Bounds, seed: 
     name = "t" if method != "bootstrap" else f"t, as {count} units are too few for a bootstrap"
     return [float(student.low), float(student.high), name]
 
-# %% ../nbs/00_base/01_stats.ipynb #66c83826
+# %% ../nbs/00_base/01_stats.ipynb #c7cba05e
 def _estimate(
     values: np.ndarray, units: np.ndarray, method: str, level: float, bounds: Bounds, seed: int
 ) -> Estimate:
@@ -144,7 +144,7 @@ def _estimate(
     se = float(units.std(ddof=1) / np.sqrt(len(units))) if len(units) > 1 else None
     return Estimate(value, min(low, value), max(high, value), len(values), level, name, se)
 
-# %% ../nbs/00_base/01_stats.ipynb #f447249a
+# %% ../nbs/00_base/01_stats.ipynb #d39c5262
 def _is_binary(*lists: np.ndarray) -> bool:
     return all(bool(np.isin(values, (0.0, 1.0)).all()) for values in lists)
 
@@ -172,7 +172,7 @@ def mean(
         bounds = bounds or (0.0, 1.0)
     return _estimate(array, units, method, level, bounds, seed)
 
-# %% ../nbs/00_base/01_stats.ipynb #a2366d97
+# %% ../nbs/00_base/01_stats.ipynb #86ea4d1a
 @dataclass(frozen=True)
 class Comparison(Record):
     """How b compares with a, higher being better: `difference` is b minus a.
@@ -201,7 +201,7 @@ def _compare(difference: Estimate, p_value: float, method: str, enough: bool) ->
         verdict = "win" if difference.value > 0 else "lose"
     return Comparison(difference, float(p_value), verdict, method)
 
-# %% ../nbs/00_base/01_stats.ipynb #dd553c53
+# %% ../nbs/00_base/01_stats.ipynb #7b5565fa
 def _mcnemar(a: np.ndarray, b: np.ndarray, level: float, enough: bool) -> Comparison:
     from scipy import stats
 
@@ -217,7 +217,7 @@ def _mcnemar(a: np.ndarray, b: np.ndarray, level: float, enough: bool) -> Compar
     difference = Estimate(value, *limits, n, level, "Bonett-Price", float(se))
     return _compare(difference, p_value, "McNemar mid-p, Bonett-Price interval", enough)
 
-# %% ../nbs/00_base/01_stats.ipynb #c03b696a
+# %% ../nbs/00_base/01_stats.ipynb #8f2f2823
 def paired(
     a: Iterable[float],
     b: Iterable[float],
@@ -253,7 +253,7 @@ def paired(
     name = f"{test} {difference.method}" if test == "paired" else f"{test}, {difference.method}"
     return _compare(difference, p_value, name, len(units) >= min_n)
 
-# %% ../nbs/00_base/01_stats.ipynb #0ea6af0a
+# %% ../nbs/00_base/01_stats.ipynb #5f2d41c4
 def _p_value(units: np.ndarray, method: str, seed: int) -> tuple[float, str]:
     """Two-sided, for a mean of zero; the sign test where all units are equal."""
     from scipy import stats
@@ -272,7 +272,7 @@ def _p_value(units: np.ndarray, method: str, seed: int) -> tuple[float, str]:
         return float(flips.pvalue), "sign-flip test"
     return float(stats.ttest_1samp(units, 0).pvalue), "paired"
 
-# %% ../nbs/00_base/01_stats.ipynb #533e5724
+# %% ../nbs/00_base/01_stats.ipynb #48a3f202
 def unpaired(
     a: Iterable[float],
     b: Iterable[float],
@@ -304,7 +304,7 @@ def unpaired(
     name = "Welch t" + ("" if sum(counts) == n else f", {counts[0]} + {counts[1]} clusters")
     return _compare(Estimate(value, low, high, n, level, name, se), welch.pvalue, name, enough)
 
-# %% ../nbs/00_base/01_stats.ipynb #09c2b749
+# %% ../nbs/00_base/01_stats.ipynb #be437f92
 def _two_shares(a: np.ndarray, b: np.ndarray, level: float, enough: bool) -> Comparison:
     from scipy import stats
     from statsmodels.stats.proportion import confint_proportions_2indep

@@ -6,7 +6,7 @@
 __all__ = ['Block', 'block_spans', 'sentence_spans', 'minilm_path', 'token_spans', 'Words', 'words_of', 'parts_of',
            'count_tokens']
 
-# %% ../nbs/00_base/02_text.ipynb #dfd3db46
+# %% ../nbs/00_base/02_text.ipynb #d28bc736
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -17,7 +17,7 @@ import numpy as np
 
 from .core import DataError
 
-# %% ../nbs/00_base/02_text.ipynb #bdce4506
+# %% ../nbs/00_base/02_text.ipynb #5df6fb4b
 class Block(NamedTuple):
     """A block of Markdown at [start, end); `level` is 1-6 for a heading, else 0.
 
@@ -41,7 +41,7 @@ def _is_rule(line: str) -> bool:
     bare = line.replace(" ", "").replace("\t", "")
     return len(bare) >= 3 and bare[0] in "-*_" and not bare.strip(bare[0])
 
-# %% ../nbs/00_base/02_text.ipynb #11a55299
+# %% ../nbs/00_base/02_text.ipynb #6c6854f3
 def _line_kind(line: str, indent: int, above: Block | None) -> tuple[str, int]:
     """The kind and heading level of a line that is not in a fence; "more" continues `above`."""
     kind = above.kind if above else ""
@@ -67,7 +67,7 @@ def _line_kind(line: str, indent: int, above: Block | None) -> tuple[str, int]:
         return ("more" if "|" in line else "paragraph"), 0
     return ("more" if kind in ("paragraph", "list", "quote") else "paragraph"), 0
 
-# %% ../nbs/00_base/02_text.ipynb #9ba1541a
+# %% ../nbs/00_base/02_text.ipynb #6d2b21f6
 def block_spans(text: str) -> list[Block]:
     """The Markdown blocks of a text, in order; together they hold every non-space character."""
     blocks: list[Block] = []
@@ -112,7 +112,7 @@ def _place(
         blocks.append(Block(name, start, end, level))
     return None if name in ("heading", "rule", "underline") else blocks[-1]
 
-# %% ../nbs/00_base/02_text.ipynb #36e4d4ca
+# %% ../nbs/00_base/02_text.ipynb #bb376c72
 def _set(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
@@ -145,7 +145,7 @@ _AFTER_ORDINAL = _set(
     " Jahrhundert Auflage Klasse Stock Platz Kapitel Quartal Weltkrieg"
 )
 
-# %% ../nbs/00_base/02_text.ipynb #50607ddd
+# %% ../nbs/00_base/02_text.ipynb #a7c8e6e8
 _CLOSERS = r"(?:[\"'”’»›)\]}*_`」』】》〉）”’]|\[\d{1,3}\])*+"
 _END = re.compile(rf"(?<![.!?…])([.!?…]++){_CLOSERS}(?=\s)|[。｡！？।॥؟۔։።။។།‼⁇⁈⁉]++{_CLOSERS}")
 _NEXT = re.compile(r"\s*+[\"'“‘«‹(\[{*_¿¡—–-]*+(`?)(\w{0,24})")
@@ -174,7 +174,7 @@ def _ends(text: str, start: int, stop: int) -> Iterator[int]:
         elif mark != "." or _is_end(text, start, match.start(), word):
             yield cut
 
-# %% ../nbs/00_base/02_text.ipynb #ae6b88a8
+# %% ../nbs/00_base/02_text.ipynb #38f0c8cd
 def _is_end(text: str, start: int, dot: int, word: str) -> bool:
     """Whether the single full stop at `dot` ends a sentence when `word` comes next."""
     if dot == start or text[dot - 1].isspace():
@@ -198,7 +198,7 @@ def _is_end(text: str, start: int, dot: int, word: str) -> bool:
         return word in _STARTERS
     return True
 
-# %% ../nbs/00_base/02_text.ipynb #33fcf57f
+# %% ../nbs/00_base/02_text.ipynb #578d6480
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
     piece = text[start:end]
     start += len(piece) - len(piece.lstrip())
@@ -223,7 +223,7 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
                 spans.append((left, right))
     return spans
 
-# %% ../nbs/00_base/02_text.ipynb #b0f07542
+# %% ../nbs/00_base/02_text.ipynb #4bf96509
 @cache
 def minilm_path() -> Path:
     """The folder of the all-MiniLM-L6-v2 model: weights, configuration and tokenizer.json."""
@@ -241,7 +241,7 @@ def _tokenizer() -> Any:
     tokenizer.no_padding()
     return tokenizer
 
-# %% ../nbs/00_base/02_text.ipynb #e1a9a774
+# %% ../nbs/00_base/02_text.ipynb #56462031
 def _encode(text: str) -> Any:
     try:
         return _tokenizer().encode(text, add_special_tokens=False)
@@ -264,8 +264,14 @@ def token_spans(text: str) -> list[tuple[int, int]]:
     """
     return list(_encode(text).offsets)
 
-# %% ../nbs/00_base/02_text.ipynb #8d6bef6d
-_WORD = re.compile("[^ \\t\\r\\n\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000]++")
+# %% ../nbs/00_base/02_text.ipynb #922d559f
+_SPACES = (
+    " \t\r\n\xa0\u1680"
+    + "".join(map(chr, range(0x2000, 0x200B)))
+    + "\u2028\u2029\u202f\u205f\u3000"
+)
+_WORD = re.compile(f"[^{_SPACES}]++")
+_IS_SPACE = np.isin(np.arange(0x3002), list(map(ord, _SPACES)))
 _known: dict[str, int] = {}
 
 
@@ -296,13 +302,14 @@ def _count_words(words: list[str]) -> list[int]:
         _known.update((word, n) for word, n in fresh.items() if len(word) <= 32)
     return counts  # type: ignore[return-value]
 
-# %% ../nbs/00_base/02_text.ipynb #742d8abc
+# %% ../nbs/00_base/02_text.ipynb #10c03b1f
 def words_of(text: str) -> Words:
     """The words of a text, as white space separates them, each with its number of tokens."""
-    words = _WORD.findall(text)
-    starts = np.fromiter((match.start() for match in _WORD.finditer(text)), np.int64, len(words))
-    lengths = np.fromiter(map(len, words), np.int64, len(words))
-    return Words(starts, starts + lengths, np.array(_count_words(words), dtype=np.int64))
+    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    gap = np.pad(_IS_SPACE[np.minimum(points, 0x3001)], 1, constant_values=True)
+    edges = np.flatnonzero(gap[1:] != gap[:-1])  # where words start and end, in turn
+    tokens = np.array(_count_words(_WORD.findall(text)), dtype=np.int64)
+    return Words(edges[::2], edges[1::2], tokens)
 
 
 def parts_of(word: str) -> Words:
@@ -314,12 +321,12 @@ def parts_of(word: str) -> Words:
     encoding = _encode(word)
     owners = np.array(encoding.word_ids, dtype=np.int64)
     first = np.flatnonzero(np.diff(owners, prepend=-1))
-    starts = np.array([encoding.offsets[index][0] for index in first] or [0], dtype=np.int64)
-    starts[0] = 0
+    offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+    starts = np.append(0, offsets[first[1:], 0])
     tokens = np.diff(np.append(first, len(owners))) if len(first) else np.zeros(1, dtype=np.int64)
     return Words(starts, np.append(starts[1:], len(word)), tokens)
 
-# %% ../nbs/00_base/02_text.ipynb #e20de10e
+# %% ../nbs/00_base/02_text.ipynb #7a116daa
 def count_tokens(text: str) -> int:
     """How many tokens of the embedder's vocabulary a text costs: len(token_spans(text)), faster."""
     return sum(_count_words(_WORD.findall(text)))

@@ -63,11 +63,12 @@ class Reply:
 
 @dataclass
 class Seen:
-    """A request as the server saw it; `at` is time.perf_counter()."""
+    """A request as the server saw it; `at` is time.perf_counter(), `client` the connection."""
 
     path: str
     headers: dict[str, str]
     body: dict[str, Any]
+    client: tuple[str, int]
     at: float
 
 
@@ -89,7 +90,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         owner = self.server.owner
         raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        seen = Seen(self.path, dict(self.headers), json.loads(raw or b"{}"), time.perf_counter())
+        asked = json.loads(raw or b"{}")
+        client = (str(self.client_address[0]), int(self.client_address[1]))
+        seen = Seen(self.path, dict(self.headers), asked, client, time.perf_counter())
         reply = owner.take(seen)
         try:
             self._answer(reply, seen.body)
@@ -193,6 +196,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class _Server(ThreadingHTTPServer):
+    request_queue_size = 128
     daemon_threads = True
     block_on_close = False
     owner: "OpenAIServer"

@@ -77,7 +77,7 @@ def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dataset]:
 
 
 def test_nothing_is_fetched_unasked(web: Dataset) -> None:
-    with pytest.raises(DataError, match="2 of 2 files.*CC0.*fetch=True"):
+    with pytest.raises(DataError, match=r"2 of 2 files.*CC0.*fetch=True"):
         load(web)
     find_files(web)
     available()
@@ -137,7 +137,7 @@ def test_registering(web: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DATASETS, "pair", web)
     register(replace(web, licence="MIT"))
     assert DATASETS["pair"].licence == "MIT"
-    with pytest.raises(DataError, match="no data set 'pears'.*xquad"):
+    with pytest.raises(DataError, match=r"no data set 'pears'.*xquad"):
         load("pears")
 
 

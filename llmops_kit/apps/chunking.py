@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['Gold', 'PAINT_CSS', 'SHOWN', 'CARD_CSS', 'START', 'Way', 'WAYS', 'THREADED', 'Setting', 'segments', 'paint', 'whole',
            'counts', 'text_card', 'sizes_figure', 'counts_table', 'ChunkingState', 'golds_of', 'recut', 'upload',
-           'upload_questions']
+           'upload_questions', 'setting_controls', 'file_input', 'text_controls', 'facts', 'ChunkingExplorer']
 
-# %% ../../nbs/90_apps/02_chunking.ipynb #e38795dc
+# %% ../../nbs/90_apps/02_chunking.ipynb #5ab94576
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import panel as pn
 import param
 
-from .shell import App, Tell
-from .theme import GOLD, SETTING_COLOURS, escape, styled
+from .shell import App, Tell, code_pane, csv_button
+from .theme import GOLD, SETTING_COLOURS, escape, markup, styled
 from ..core import Chunk, DataError, Document
 from ..datasets import Question
 from ..rag.chunk import CHUNKERS
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-# %% ../../nbs/90_apps/02_chunking.ipynb #2083843a
+# %% ../../nbs/90_apps/02_chunking.ipynb #ac7aad5c
 class Setting(param.Parameterized):
     """One way to cut a text: a chunker of CHUNKERS, its limit and its overlap in tokens."""
 
@@ -61,7 +62,7 @@ class Setting(param.Parameterized):
         """The document's chunks under this setting."""
         return CHUNKERS[self.chunker](self.max_tokens, self.overlap)(document)
 
-# %% ../../nbs/90_apps/02_chunking.ipynb #85e10fd2
+# %% ../../nbs/90_apps/02_chunking.ipynb #ae254fe3
 Gold = tuple[int, int, str]  # where an answer is, and the question that it answers
 
 
@@ -76,7 +77,7 @@ def segments(
         inside = [i for i, chunk in enumerate(chunks) if chunk.start <= start < chunk.end]
         yield start, stop, inside, [i for i, g in enumerate(golds) if g[0] <= start < g[1]]
 
-# %% ../../nbs/90_apps/02_chunking.ipynb #53abf770
+# %% ../../nbs/90_apps/02_chunking.ipynb #16ee9749
 PAINT_CSS = f"""
 .text {{ font: 12.5px/1.65 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace;
   white-space: pre-wrap; overflow-wrap: anywhere; overflow-y: auto; max-height: 520px;
@@ -92,7 +93,7 @@ PAINT_CSS = f"""
 """
 SHOWN = 120_000  # characters painted at most; the counts always cover the whole text
 
-# %% ../../nbs/90_apps/02_chunking.ipynb #49d286fb
+# %% ../../nbs/90_apps/02_chunking.ipynb #4c687166
 def paint(
     document: Document, chunks: Sequence[Chunk], golds: Sequence[Gold] = (), limit: int = SHOWN
 ) -> str:
@@ -121,7 +122,7 @@ def _tip(number: int, chunk: Chunk, total: int) -> str:
     where = f", {section}" if section else ""
     return f"Chunk {number + 1} of {total}, {count_tokens(chunk.text)} tokens{where}"
 
-# %% ../../nbs/90_apps/02_chunking.ipynb #7c6f0744
+# %% ../../nbs/90_apps/02_chunking.ipynb #ec128be6
 def whole(chunks: Sequence[Chunk], golds: Sequence[Gold]) -> int:
     """How many of the answers lie entirely inside one chunk."""
     return sum(any(c.start <= g[0] and g[1] <= c.end for c in chunks) for g in golds)
@@ -139,7 +140,7 @@ def counts(chunks: Sequence[Chunk], golds: Sequence[Gold] = ()) -> dict[str, Any
         "answers": len(golds),
     }
 
-# %% ../../nbs/90_apps/02_chunking.ipynb #e3ff39e5
+# %% ../../nbs/90_apps/02_chunking.ipynb #0be9beba
 CARD_CSS = """
 .head { display: flex; align-items: center; gap: 10px; }
 .head b { font-size: 15px; } .head .muted { margin-left: auto; white-space: nowrap; }
@@ -162,7 +163,7 @@ def text_card(
         f"</span></div>{paint(document, chunks, golds)}</div>"
     )
 
-# %% ../../nbs/90_apps/02_chunking.ipynb #441ee129
+# %% ../../nbs/90_apps/02_chunking.ipynb #826d5204
 def sizes_figure(sizes: Mapping[str, Sequence[int]], limit: int, dark: bool = False) -> "go.Figure":
     """How many chunks of which size, one colour a setting; bins are a sixteenth of `limit`."""
     import plotly.graph_objects as go
@@ -177,7 +178,7 @@ def sizes_figure(sizes: Mapping[str, Sequence[int]], limit: int, dark: bool = Fa
     figure.update_yaxes(title="chunks")
     return styled(figure, height=250, dark=dark)
 
-# %% ../../nbs/90_apps/02_chunking.ipynb #63cfaaf9
+# %% ../../nbs/90_apps/02_chunking.ipynb #62a23e64
 def counts_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Markup of the counts, a row a setting, in the order of the letters."""
     names = ["chunks", "mean tokens", "smallest", "largest", "answers whole"]
@@ -191,7 +192,7 @@ def counts_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
         body += f"<tr><td>{badge}</td>{cells}</tr>"
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
-# %% ../../nbs/90_apps/02_chunking.ipynb #6912fa06
+# %% ../../nbs/90_apps/02_chunking.ipynb #9af04247
 START = "billing/plans-overview.md"
 Way = tuple[str, int, int]
 WAYS: tuple[Way, ...] = (("fixed", 200, 0), ("recursive", 200, 0), ("sentence", 200, 0))
@@ -212,13 +213,13 @@ class ChunkingState(App):
         self.documents = {doc.id: doc for doc in handbook_documents()}
         self.samples = frozenset(self.documents)
         self.questions = {question.id: question for question in handbook_questions()}
-        self.show(document)
+        self.choose(document)
         recut(self)
         self.param.watch(lambda _: recut(self), ["document", "third"])
         for setting in self.settings.values():
             setting.param.watch(lambda _: recut(self), ["chunker", "max_tokens", "overlap"])
 
-    def show(self, document: str | Document) -> None:
+    def choose(self, document: str | Document) -> None:
         """Show a document: one of the choice by its id, a file by its path, or an object."""
         if isinstance(document, str) and document not in self.documents:
             document = read_document(document)
@@ -232,7 +233,7 @@ class ChunkingState(App):
         """The settings that are compared, by letter."""
         return {name: way for name, way in self.settings.items() if name != "C" or self.third}
 
-# %% ../../nbs/90_apps/02_chunking.ipynb #48c9a1de
+# %% ../../nbs/90_apps/02_chunking.ipynb #cf408cb3
 THREADED = 200_000
 
 
@@ -263,10 +264,10 @@ def recut(state: ChunkingState) -> None:
         with state.attempt("cut the text"):
             done(chunks(lambda share: None))
 
-# %% ../../nbs/90_apps/02_chunking.ipynb #15cd1241
+# %% ../../nbs/90_apps/02_chunking.ipynb #b4aaf489
 def upload(state: ChunkingState, name: str, raw: bytes) -> None:
     """Read an uploaded file (.md .txt .html .pdf) and show it."""
-    state.work("read the file", lambda tell: read_document((name, raw)), state.show)
+    state.work("read the file", lambda tell: read_document((name, raw)), state.choose)
 
 
 def upload_questions(state: ChunkingState, name: str, raw: bytes) -> None:
@@ -286,3 +287,144 @@ def upload_questions(state: ChunkingState, name: str, raw: bytes) -> None:
         state.param.trigger("document")
 
     state.work("read the questions", read, done)
+
+# %% ../../nbs/90_apps/02_chunking.ipynb #30bfe244
+def setting_controls(letter: str, setting: Setting) -> pn.viewable.Viewable:
+    """A badge, a choice of the chunker and two sliders, bound to the setting."""
+    import panel_material_ui as pmui
+
+    margin = (4, 16, 4, 16)
+    head = markup(
+        f'<span class="badge s{letter}">{letter}</span> <b>Setting {letter}</b>', margin=margin
+    )
+    choice = pmui.Select.from_param(
+        setting.param.chunker, label="Chunker", size="small", margin=margin, width=268
+    )
+    sliders = [
+        pmui.IntSlider.from_param(field, label=label, size="small", margin=margin, width=262)
+        for field, label in (
+            (setting.param.max_tokens, "Tokens at most"),
+            (setting.param.overlap, "Overlap in tokens"),
+        )
+    ]
+    return pn.Column(head, choice, *sliders, margin=(0, 0, 8, 0))
+
+
+def file_input(label: str, take: Any) -> pn.viewable.Viewable:
+    """A button that hands an uploaded file's name and bytes to `take`."""
+    import panel_material_ui as pmui
+
+    button = pmui.FileInput(
+        label=label, variant="outlined", size="small", width=268, margin=(4, 16)
+    )
+    button.param.watch(lambda _: button.value and take(button.filename, button.value), "value")
+    return button
+
+# %% ../../nbs/90_apps/02_chunking.ipynb #bfec2bb2
+def text_controls(state: ChunkingState) -> pn.viewable.Viewable:
+    """The choice of the document and the two uploads."""
+    import panel_material_ui as pmui
+
+    choice = pmui.Select.from_param(
+        state.param.document, label="Document", size="small", width=268, margin=(4, 16)
+    )
+    own = file_input("Open .md .txt .html .pdf", lambda name, raw: upload(state, name, raw))
+    known = file_input("Add questions", lambda name, raw: upload_questions(state, name, raw))
+    third = pmui.Switch.from_param(
+        state.param.third, label="Compare a third setting", margin=(0, 16)
+    )
+    return pn.Column(choice, own, known, third, margin=(12, 0, 4, 0))
+
+
+def facts(state: ChunkingState) -> str:
+    """Markup that says which text is shown, its size, its questions, and what the colours mean."""
+    document, golds = state.documents[state.document], golds_of(state)
+    asked = f"{len(golds)} passages answer known questions" if golds else "no known questions"
+    legend = (
+        '<span class="c0">chunk</span><span class="c1">next chunk</span>'
+        '<span class="c2 o">in both</span><span class="g">answer to a question</span>'
+    )
+    return (
+        f"<h2>{escape(document.title, 90)}</h2><p class='muted small'>{escape(document.id)} · "
+        f"{len(document.text.split()):,} words · {count_tokens(document.text):,} tokens · {asked}</p>"
+        f'<p class="legend small">{legend}</p>'
+    )
+
+# %% ../../nbs/90_apps/02_chunking.ipynb #206f4579
+class ChunkingExplorer(ChunkingState):
+    """Two or three chunkers side by side on one text, and their effect on retrieval."""
+
+    slug, title = "chunking", "Chunking explorer"
+    line = "See where chunkers cut a text, and measure what each cut does to retrieval."
+
+    def controls(self) -> pn.viewable.Viewable:
+        blocks = [setting_controls(name, way) for name, way in self.settings.items()]
+        blocks[2].visible = self.third
+        self.param.watch(lambda event: setattr(blocks[2], "visible", event.new), "third")
+        return pn.Column(text_controls(self), *blocks)
+
+    def main(self) -> pn.viewable.Viewable:
+        cards = pn.Row(*(self._card(name) for name in "ABC"), sizing_mode="stretch_width")
+        top = markup(pn.bind(lambda _: facts(self), self.param.cut), css=PAINT_CSS)
+        bottom = pn.Row(self._sizes(), self._table(), sizing_mode="stretch_width")
+        reproduce = code_pane(pn.bind(lambda _: self.reproduce(), self.param.cut))
+        return pn.Column(top, cards, bottom, reproduce, sizing_mode="stretch_width")
+
+    def _card(self, letter: str) -> pn.viewable.Viewable:
+        def draw(cut: dict[str, list[Chunk]]) -> str:
+            way, document = self.settings[letter], self.documents[self.document]
+            return (
+                text_card(letter, way, document, cut[letter], golds_of(self))
+                if letter in cut
+                else ""
+            )
+
+        return markup(
+            pn.bind(draw, self.param.cut),
+            css=PAINT_CSS + CARD_CSS,
+            visible=self.param.third if letter == "C" else True,
+            margin=(12, 12, 12, 0),
+        )
+
+    def _sizes(self) -> pn.viewable.Viewable:
+        def draw(cut: dict[str, list[Chunk]], dark: bool) -> Any:
+            sizes = {name: [count_tokens(c.text) for c in chunks] for name, chunks in cut.items()}
+            limit = max((way.max_tokens for way in self.active().values()), default=1)
+            return sizes_figure(sizes, limit, dark)
+
+        figure = pn.bind(draw, self.param.cut, self.param.dark)
+        return pn.pane.Plotly(figure, sizing_mode="stretch_width", config={"displayModeBar": False})
+
+    def _table(self) -> pn.viewable.Viewable:
+        def draw(cut: dict[str, list[Chunk]]) -> str:
+            return counts_table({name: counts(c, golds_of(self)) for name, c in cut.items()})
+
+        return pn.Column(
+            markup(pn.bind(draw, self.param.cut)), csv_button(self.table, "chunks.csv")
+        )
+
+    def table(self) -> "pd.DataFrame":
+        """A row for each chunk of each setting: where it is, its tokens, its section, its text."""
+        import pandas as pd
+
+        rows = [
+            {
+                "setting": name,
+                "number": i,
+                "start": c.start,
+                "end": c.end,
+                "tokens": count_tokens(c.text),
+                "section": c.meta.get("section", ""),
+                "text": c.text,
+            }
+            for name, chunks in self.cut.items()
+            for i, c in enumerate(chunks, start=1)
+        ]
+        return pd.DataFrame(rows)
+
+    def reproduce(self) -> str:
+        ways = ", ".join(repr(way.key) for way in self.active().values())
+        return (
+            "from llmops_kit.apps import ChunkingExplorer; "
+            f"ChunkingExplorer({self.document!r}, {ways})"
+        )

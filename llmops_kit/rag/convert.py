@@ -5,15 +5,18 @@
 # %% auto #0
 __all__ = ['decode_text', 'html_text', 'page_at', 'pdf_text']
 
-# %% ../../nbs/20_rag/00_convert.ipynb #58d3012a
+# %% ../../nbs/20_rag/00_convert.ipynb #d82f0122
 import io
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from ..core import DataError
 
-# %% ../../nbs/20_rag/00_convert.ipynb #c2d76a90
+# %% ../../nbs/20_rag/00_convert.ipynb #f9c06226
 _CONVERT = "Save it as .md, .txt, .html or .pdf, text in UTF-8."
 _MAGIC = {
     b"%PDF-": "a PDF",
@@ -35,7 +38,7 @@ def _refuse_binary(raw: bytes, where: str) -> None:
     if b"\x00" in sample or strange > len(sample) / 50:
         raise DataError("binary data, or UTF-16 without its mark.", where, _CONVERT)
 
-# %% ../../nbs/20_rag/00_convert.ipynb #c3d260f7
+# %% ../../nbs/20_rag/00_convert.ipynb #52f66136
 _MARKS = [
     (b"\xef\xbb\xbf", "utf-8-sig"),
     (b"\xff\xfe\x00\x00", "utf-32"),
@@ -64,7 +67,7 @@ def decode_text(raw: bytes, where: str = "", declared: str = "") -> tuple[str, s
         return text.replace("\r\n", "\n").replace("\r", "\n"), encoding
     raise DataError("the bytes are not text in any encoding that we know.", where, _CONVERT)
 
-# %% ../../nbs/20_rag/00_convert.ipynb #c4564342
+# %% ../../nbs/20_rag/00_convert.ipynb #24a38b55
 _IMPLIED = {  # a start tag: the open elements that it ends, and those that it does not look beyond
     "li": ({"li"}, {"ul", "ol", "menu"}),
     "dt": ({"dt", "dd"}, {"dl"}),
@@ -80,7 +83,7 @@ _IMPLIED |= {
     name: ({"p"}, {"td", "th", "li", "div", "body"}) for name in _BLOCKS if name not in _IMPLIED
 }
 
-# %% ../../nbs/20_rag/00_convert.ipynb #dc721b8c
+# %% ../../nbs/20_rag/00_convert.ipynb #137b2e94
 def _soup(markup: str, where: str) -> Any:
     from bs4 import BeautifulSoup
 
@@ -98,65 +101,79 @@ def _soup(markup: str, where: str) -> Any:
 
     return Soup(markup.replace("\x00", ""), "html.parser")
 
-# %% ../../nbs/20_rag/00_convert.ipynb #caac02e5
+# %% ../../nbs/20_rag/00_convert.ipynb #ac1b874d
 _UNSEEN = ["script", "style", "noscript", "template", "svg", "iframe", "object", "nav", "head"]
 _UNSEEN += ["select", "button"]
+_INVISIBLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.I)
 
 
-def _drop_unseen(soup: Any) -> None:
-    from bs4.element import CData, PreformattedString
+def _unseen(tag: Any) -> bool:
+    hidden = tag.has_attr("hidden") or tag.get("aria-hidden") == "true"
+    return tag.name in _UNSEEN or hidden or bool(_INVISIBLE.search(str(tag.get("style", ""))))
 
-    hidden = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.I)
-    for tag in soup(_UNSEEN) + soup(hidden=True) + soup(style=hidden):
-        tag.extract()
-    for tag in soup(attrs={"aria-hidden": "true"}):
-        tag.extract()
-    for note in soup(string=lambda s: isinstance(s, PreformattedString)):
-        if not isinstance(note, CData):  # comments, declarations
-            note.extract()
+# %% ../../nbs/20_rag/00_convert.ipynb #b1482b66
+_HEADINGS = [f"h{level}" for level in range(1, 7)]
+_LAYOUT = ["table", "pre", *_HEADINGS]
 
-# %% ../../nbs/20_rag/00_convert.ipynb #77d42405
+
+def _words(tag: Any) -> str:
+    return " ".join(tag.get_text(" ").split())
+
+
 def _table(table: Any) -> str:
     rows = [cells for row in table("tr") if (cells := row(["td", "th"]))]
-    lines = []
-    for cells in rows:
-        texts = (" ".join(cell.get_text(" ").split()).replace("|", "\\|") for cell in cells)
-        lines.append("| " + " | ".join(texts) + " |")
+    texts = [[_words(cell).replace("|", "\\|") for cell in cells] for cells in rows]
+    lines = ["| " + " | ".join(cells) + " |" for cells in texts]
     if rows:
         lines.insert(1, "|" + "---|" * len(rows[0]))
-    caption = table.caption.get_text(" ", strip=True) + "\n\n" if table.caption else ""
-    return caption + "\n".join(lines)
+    caption = [_words(table.caption), ""] if table.caption else []
+    return "\n".join([*caption, *lines])
+
+# %% ../../nbs/20_rag/00_convert.ipynb #bfe0aa51
+def _whole(tag: Any) -> tuple[bool, str] | None:
+    """(verbatim?, text) of an element that is written in one piece; None for one to enter."""
+    if _unseen(tag):
+        return False, ""
+    if tag.name == "pre":
+        return True, f"\n\n```\n{tag.get_text().strip(chr(10))}\n```\n\n"
+    if tag.name == "table" and not tag.find(_LAYOUT):
+        return True, f"\n\n{_table(tag)}\n\n"
+    if tag.name in _HEADINGS:
+        return False, f"\n\n{'#' * int(tag.name[1])} {_words(tag)}\n\n"
+    if tag.name == "code":
+        return False, f"`{_words(tag)}`"
+    return (False, "\n") if tag.name == "br" else None
 
 
-def _number_items(soup: Any) -> None:
-    for parent in soup(["ol", "ul", "menu"]):
-        for number, item in enumerate(parent("li", recursive=False), start=1):
-            item.insert(0, f"{number}. " if parent.name == "ol" else "- ")
+def _item(tag: Any, counts: Counter[int]) -> str:
+    counts[id(tag.parent)] += 1
+    return f"\n{counts[id(tag.parent)]}. " if tag.parent.name == "ol" else "\n- "
 
-# %% ../../nbs/20_rag/00_convert.ipynb #65237468
-def _mark_blocks(soup: Any) -> list[str]:
-    kept: list[str] = []
+# %% ../../nbs/20_rag/00_convert.ipynb #40abf34f
+def _write(soup: Any) -> list[tuple[bool, str]]:
+    from bs4.element import CData, NavigableString, PreformattedString
 
-    def keep(tag: Any, text: str) -> None:
-        kept.append(f"\n\n{text}\n\n")
-        tag.replace_with(f"\x00{len(kept) - 1}\x00")
+    parts: list[tuple[bool, str]] = []
+    counts: Counter[int] = Counter()
+    open_tags, ends = [iter(soup.contents)], [""]
+    while open_tags:
+        node = next(open_tags[-1], None)
+        if node is None:
+            open_tags.pop()
+            parts.append((False, ends.pop()))
+        elif isinstance(node, NavigableString):
+            if not isinstance(node, PreformattedString) or isinstance(node, CData):
+                parts.append((False, re.sub(r"\s+", " ", node)))  # not comments, declarations
+        elif whole := _whole(node):
+            parts.append(whole)
+        else:
+            block = "\n\n" if node.name in _BLOCKS and node.name != "li" else ""
+            parts.append((False, _item(node, counts) if node.name == "li" else block))
+            open_tags.append(iter(node.contents))
+            ends.append(block)
+    return parts
 
-    for tag in soup("pre"):
-        keep(tag, f"```\n{tag.get_text().strip(chr(10))}\n```")
-    for tag in soup("code"):
-        tag.replace_with(f"`{tag.get_text()}`")
-    for tag in reversed(soup("table")):  # an inner table before the one around it
-        keep(tag, _table(tag))
-    for string in soup(string=True):
-        string.replace_with(re.sub(r"\s+", " ", string))
-    for tag in soup("br"):
-        tag.replace_with("\n")
-    _number_items(soup)
-    for tag in soup([f"h{level}" for level in range(1, 7)]):
-        tag.string = "#" * int(tag.name[1]) + " " + " ".join(tag.get_text(" ").split())
-    return kept
-
-# %% ../../nbs/20_rag/00_convert.ipynb #eedd05ec
+# %% ../../nbs/20_rag/00_convert.ipynb #af990f34
 def html_text(markup: str, where: str = "") -> tuple[str, str]:
     """The text that a reader of an HTML page sees, and the page's title; nothing is executed.
 
@@ -164,18 +181,14 @@ def html_text(markup: str, where: str = "") -> tuple[str, str]:
     Scripts, styles, menus and hidden elements are left out.
     """
     soup = _soup(markup, where)
-    title = " ".join(soup.title.get_text().split()) if soup.title else ""
-    _drop_unseen(soup)
-    kept = _mark_blocks(soup)
-    for tag in soup(_BLOCKS):
-        tag.insert_before("\n" if tag.name == "li" else "\n\n")
-        tag.insert_after("" if tag.name == "li" else "\n\n")
-    text = re.sub(r" *\n *", "\n", soup.get_text())
-    while "\x00" in text:  # a code block may lie in a table cell
-        text = re.sub(r"\x00(\d+)\x00", lambda found: kept[int(found[1])], text)
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", title
+    pieces = []
+    for verbatim, parts in groupby(_write(soup), key=itemgetter(0)):
+        text = "".join(text for _, text in parts)
+        pieces.append(text if verbatim else re.sub(r" *\n *", "\n", re.sub(" +", " ", text)))
+    text = re.sub(r"\n{3,}", "\n\n", "".join(pieces)).strip() + "\n"
+    return text, _words(soup.title) if soup.title else ""
 
-# %% ../../nbs/20_rag/00_convert.ipynb #7eaa4fc8
+# %% ../../nbs/20_rag/00_convert.ipynb #e8a4de9b
 def page_at(meta: Mapping[str, Any], position: int) -> int | None:
     """The page (from 1) of a character position in a PDF's text; None for other kinds of file."""
     starts = [int(start) for start in str(meta.get("page_starts", "")).split()]
@@ -190,7 +203,7 @@ def _join(pages: Iterable[str]) -> tuple[str, str]:
         text += content.encode("utf-8", "replace").decode().strip() + "\n\n"
     return text, " ".join(starts)
 
-# %% ../../nbs/20_rag/00_convert.ipynb #c7cde5df
+# %% ../../nbs/20_rag/00_convert.ipynb #fa4cb2f4
 def pdf_text(raw: bytes, where: str = "") -> tuple[str, str, str]:
     """Text, title and page starts (see `page_at`) of a PDF with text in it.
 

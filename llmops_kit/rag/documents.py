@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'MAX_BYTES', 'read_document', 'iter_folder', 'read_folder', 'read_questions', 'handbook_documents',
            'handbook_questions']
 
-# %% ../../nbs/20_rag/00_documents.ipynb #e9b899d3
+# %% ../../nbs/20_rag/00_documents.ipynb #868e248d
 import csv
 import io
 import os
@@ -19,7 +19,7 @@ from ..core import DataError, Document, Span, data_path, iter_jsonl, read_jsonl
 from ..datasets import Question
 from .convert import _CONVERT, decode_text, html_text, pdf_text
 
-# %% ../../nbs/20_rag/00_documents.ipynb #525b9179
+# %% ../../nbs/20_rag/00_documents.ipynb #e288add8
 KINDS = {".md": "markdown", ".markdown": "markdown", ".txt": "text", ".html": "html"}
 KINDS |= {".htm": "html", ".pdf": "pdf"}
 MAX_BYTES = 20 * 2**20
@@ -39,7 +39,7 @@ def _parse(raw: bytes, kind: str, where: str) -> tuple[str, dict[str, Any]]:
         raise DataError("no text in it.", where, "Check that it is the file you meant.")
     return text, {name: value for name, value in meta.items() if value}
 
-# %% ../../nbs/20_rag/00_documents.ipynb #71e983bc
+# %% ../../nbs/20_rag/00_documents.ipynb #b428b3e4
 def _content(path: Path, given: bytes | None, max_bytes: int) -> bytes:
     if given is None and not path.is_file():
         raise DataError("there is no such file.", str(path), "Check the path.")
@@ -51,7 +51,7 @@ def _content(path: Path, given: bytes | None, max_bytes: int) -> bytes:
         raise DataError("the file is empty.", path.name, "Check that it was saved.")
     return path.read_bytes() if given is None else given
 
-# %% ../../nbs/20_rag/00_documents.ipynb #f411016c
+# %% ../../nbs/20_rag/00_documents.ipynb #2bbadf4c
 def read_document(
     source: str | os.PathLike[str] | tuple[str, bytes],
     id: str | None = None,
@@ -72,7 +72,7 @@ def read_document(
     text, meta = _parse(_content(path, given, max_bytes), kind, path.name)
     return Document(id or path.name, text, meta)
 
-# %% ../../nbs/20_rag/00_documents.ipynb #f2c95c77
+# %% ../../nbs/20_rag/00_documents.ipynb #4d4f7de6
 def iter_folder(
     folder: str | os.PathLike[str], bad: list[DataError] | None = None
 ) -> Iterator[Document]:
@@ -96,7 +96,7 @@ def iter_folder(
                 raise fault from None
             bad.append(fault)
 
-# %% ../../nbs/20_rag/00_documents.ipynb #9a4b685e
+# %% ../../nbs/20_rag/00_documents.ipynb #f6d33436
 def _refuse(faults: list[DataError], total: int, things: str, where: str) -> None:
     shown = "\n".join(f"  {fault}" for fault in faults[:5])
     more = f"\n  ... and {len(faults) - 5} more" if len(faults) > 5 else ""
@@ -119,7 +119,7 @@ def read_folder(
         raise DataError("no documents in it.", str(folder), _CONVERT)
     return documents
 
-# %% ../../nbs/20_rag/00_documents.ipynb #7e9c66a5
+# %% ../../nbs/20_rag/00_documents.ipynb #b0cc1dbb
 def _locate(document: Document, quote: str) -> Span:
     pattern = r"\s+".join(re.escape(word) for word in quote.split())
     found = list(re.finditer(pattern, document.text)) if pattern else []
@@ -145,7 +145,7 @@ def _span(given: Mapping[str, Any], documents: Mapping[str, Document] | None) ->
         documents[doc_id].chunk(span.start, span.end)  # refuses a place outside the text
     return span
 
-# %% ../../nbs/20_rag/00_documents.ipynb #d0eaa7ca
+# %% ../../nbs/20_rag/00_documents.ipynb #b33a31fc
 def _question(
     row: dict[str, Any], number: int, documents: Mapping[str, Document] | None, where: str
 ) -> Question:
@@ -165,7 +165,7 @@ def _question(
     filled = {"id": f"q{number:03d}", "answer": gold, **row}
     return Question.from_dict({**filled, "spans": [span.to_dict() for span in spans]}, where)
 
-# %% ../../nbs/20_rag/00_documents.ipynb #3921c33a
+# %% ../../nbs/20_rag/00_documents.ipynb #012e7d7f
 def _rows(path: Path, faults: list[DataError]) -> Iterator[tuple[str, dict[str, Any]]]:
     if path.suffix.lower() != ".csv":
         for number, row in enumerate(iter_jsonl(path, None, faults), start=1):
@@ -174,7 +174,9 @@ def _rows(path: Path, faults: list[DataError]) -> Iterator[tuple[str, dict[str, 
     if not path.is_file():
         raise DataError("there is no such file.", str(path), "Check the path.")
     text, _ = decode_text(path.read_bytes(), path.name)
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    head = text.partition("\n")[0]
+    delimiter = max(",;\t", key=head.count)  # spreadsheets write what their country uses
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     for fields in reader:
         if None in fields:
             where = f"{path.name}, line {reader.line_num}"
@@ -182,7 +184,7 @@ def _rows(path: Path, faults: list[DataError]) -> Iterator[tuple[str, dict[str, 
         else:
             yield f"{path.name}, line {reader.line_num}", dict(fields)
 
-# %% ../../nbs/20_rag/00_documents.ipynb #4db0460b
+# %% ../../nbs/20_rag/00_documents.ipynb #12900f69
 def read_questions(
     path: str | os.PathLike[str],
     documents: Iterable[Document] | None = None,
@@ -209,7 +211,7 @@ def read_questions(
         _refuse(faults, len(questions) + len(faults), "rows", str(path))
     return list(questions.values())
 
-# %% ../../nbs/20_rag/00_documents.ipynb #02124575
+# %% ../../nbs/20_rag/00_documents.ipynb #81f3a1ce
 def handbook_documents(pending: bool = False) -> list[Document]:
     """The 50 documents of the sample handbook; `pending` adds the 6 that are kept apart.
 
@@ -225,7 +227,7 @@ def handbook_documents(pending: bool = False) -> list[Document]:
             documents.append(Document(doc_id, text, row))
     return documents
 
-# %% ../../nbs/20_rag/00_documents.ipynb #4094b4a8
+# %% ../../nbs/20_rag/00_documents.ipynb #84b748e8
 def handbook_questions(
     split: str | None = None, kinds: Iterable[str] | None = None, pending: bool = False
 ) -> list[Question]:

@@ -6,7 +6,7 @@
 __all__ = ['Place', 'METRICS', 'brings', 'dcg', 'ndcg', 'rank_scores', 'token_scores', 'precision_omega', 'RetrievalReport',
            'Searches', 'evaluate', 'compare_settings']
 
-# %% ../../nbs/20_rag/05_measure.ipynb #2c2065e3
+# %% ../../nbs/20_rag/05_measure.ipynb #de348bff
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,12 +19,12 @@ from ..core import Chunk, DataError, Hit, Span, Where
 from ..datasets import Question
 from ..stats import Comparison, Estimate, mean, paired
 
-# %% ../../nbs/20_rag/05_measure.ipynb #f375aaaa
+# %% ../../nbs/20_rag/05_measure.ipynb #709f3c44
 def brings(chunk: Chunk, span: Span, min_cover: float = 0.5) -> bool:
     """Whether the chunk holds at least the share `min_cover` of the passage's characters."""
     return chunk.overlap(span) >= max(1e-9, min_cover * (span.end - span.start))
 
-# %% ../../nbs/20_rag/05_measure.ipynb #00709e44
+# %% ../../nbs/20_rag/05_measure.ipynb #88310adc
 def dcg(gains: Iterable[float]) -> float:
     """Discounted cumulative gain: the sum of gain / log2(rank + 1), ranks from 1."""
     return sum(gain / log2(rank + 1) for rank, gain in enumerate(gains, start=1))
@@ -35,7 +35,7 @@ def ndcg(gains: Iterable[float], ideal: Iterable[float]) -> float:
     best = dcg(sorted(ideal, reverse=True))
     return dcg(gains) / best if best else 0.0
 
-# %% ../../nbs/20_rag/05_measure.ipynb #f1aa50d4
+# %% ../../nbs/20_rag/05_measure.ipynb #81bf5a50
 def rank_scores(
     hits: Sequence[Hit], spans: Sequence[Span], k: int, min_cover: float = 0.5
 ) -> dict[str, float]:
@@ -57,7 +57,7 @@ def rank_scores(
     mrr = 1 / first if first else 0.0
     return {"precision": relevant / k, "recall": recall, "mrr": mrr, "ndcg": ndcg(gains, ideal)}
 
-# %% ../../nbs/20_rag/05_measure.ipynb #f96ba412
+# %% ../../nbs/20_rag/05_measure.ipynb #f5df9a78
 Place = tuple[str, int, int]
 
 
@@ -80,7 +80,7 @@ def _common(some: Iterable[Place], others: Iterable[Place]) -> int:
     pairs = ((a, b) for a in some for b in others if a[0] == b[0])
     return sum(max(0, min(a[2], b[2]) - max(a[1], b[1])) for a, b in pairs)
 
-# %% ../../nbs/20_rag/05_measure.ipynb #a194b68e
+# %% ../../nbs/20_rag/05_measure.ipynb #f8263145
 def _places(items: Iterable[Chunk | Span]) -> list[Place]:
     return [(item.doc_id, item.start, item.end) for item in items]
 
@@ -100,7 +100,7 @@ def token_scores(hits: Sequence[Hit], spans: Sequence[Span]) -> dict[str, float]
         "token_iou": common / (read + wanted - common) if read + wanted else 0.0,
     }
 
-# %% ../../nbs/20_rag/05_measure.ipynb #c56c0ba2
+# %% ../../nbs/20_rag/05_measure.ipynb #eb27ad34
 def precision_omega(chunks: Iterable[Chunk], questions: Iterable[Question]) -> list[float]:
     """Per answerable question, the share of gold in all the chunks that touch its passages.
 
@@ -121,7 +121,7 @@ def precision_omega(chunks: Iterable[Chunk], questions: Iterable[Question]) -> l
             scores.append(common / (_length(read) + _length(gold) - common))
     return scores
 
-# %% ../../nbs/20_rag/05_measure.ipynb #272dfbf3
+# %% ../../nbs/20_rag/05_measure.ipynb #f42bd8d2
 METRICS = ("precision", "recall", "mrr", "ndcg", "token_recall", "token_precision", "token_iou")
 
 
@@ -129,22 +129,25 @@ METRICS = ("precision", "recall", "mrr", "ndcg", "token_recall", "token_precisio
 class RetrievalReport:
     """Scores of one setting, a row per question in `table` (index: question id).
 
-    Columns: question, kind, split, document, rank (of the first relevant hit, or missing),
-    latency_ms and METRICS. `left_out` counts the questions without a gold passage, by kind.
+    Columns: question, kind, split, document (of the first gold passage), rank (of the first
+    relevant hit, or missing), latency_ms and METRICS. `left_out` counts the questions without a
+    gold passage, by kind. Intervals take questions on one document together if `by_document`.
     """
 
     name: str
     k: int
     table: pd.DataFrame
     left_out: dict[str, int] = field(default_factory=dict)
+    by_document: bool = True
 
     def estimate(self, metric: str, kind: str | None = None) -> Estimate:
-        """The mean of a metric with its interval, clustered by document; of one kind if given."""
+        """The mean of a metric with its interval, of one kind of question if given."""
         rows = self.table if kind is None else self.table[self.table["kind"] == kind]
         if metric not in METRICS or rows.empty:
             what = f"no metric {metric!r}." if metric not in METRICS else f"no kind {kind!r}."
             raise DataError(what, self.name, f"Metrics: {', '.join(METRICS)}.")
-        return mean(rows[metric], clusters=rows["document"], bounds=(0.0, 1.0))
+        clusters = rows["document"] if self.by_document else None
+        return mean(rows[metric], clusters=clusters, bounds=(0.0, 1.0))
 
     def summary(self) -> pd.DataFrame:
         """A row per metric: value, low, high, n."""
@@ -167,7 +170,7 @@ class RetrievalReport:
         rows = "\n".join(f"| {metric} | {self.estimate(metric)} |" for metric in METRICS)
         return f"{head}\n\n| metric | mean [95 % interval] |\n|---|---|\n{rows}"
 
-# %% ../../nbs/20_rag/05_measure.ipynb #739d64a5
+# %% ../../nbs/20_rag/05_measure.ipynb #d9a13c70
 class Searches(Protocol):
     """What `evaluate` needs of a retriever."""
 
@@ -187,7 +190,7 @@ def _score(question: Question, hits: Sequence[Hit], k: int, min_cover: float) ->
         **token_scores(hits, question.spans),
     }
 
-# %% ../../nbs/20_rag/05_measure.ipynb #03717d37
+# %% ../../nbs/20_rag/05_measure.ipynb #b2cdf15b
 def evaluate(
     retriever: Searches,
     questions: Iterable[Question],
@@ -196,11 +199,13 @@ def evaluate(
     min_cover: float = 0.5,
     name: str | None = None,
     progress: bool = False,
+    by_document: bool = True,
 ) -> RetrievalReport:
     """Search every answerable question and score the first k hits.
 
-    `name` of the report is the retriever's own unless given. DataError if no question has a gold
-    passage, or if an id is there twice.
+    `name` of the report is the retriever's own unless given. With `by_document=False` questions
+    count as independent, which is defensible only on a few long documents. DataError if no
+    question has a gold passage, or if an id is there twice.
     """
     from tqdm.auto import tqdm
 
@@ -221,13 +226,14 @@ def evaluate(
     if not rows:
         raise DataError("no question has a gold passage.", "evaluate", "See `read_questions`.")
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("id")
-    return RetrievalReport(name or str(getattr(retriever, "name", "retriever")), k, table, left_out)
+    name = name or str(getattr(retriever, "name", "retriever"))
+    return RetrievalReport(name, k, table, left_out, by_document)
 
-# %% ../../nbs/20_rag/05_measure.ipynb #6fbaf861
+# %% ../../nbs/20_rag/05_measure.ipynb #2db2260f
 def compare_settings(
     a: RetrievalReport, b: RetrievalReport, metric: str = "recall", seed: int = 0
 ) -> Comparison:
-    """How b does against a on the same questions: paired bootstrap, clustered by document.
+    """How b does against a on the same questions: paired bootstrap, clustered as the reports are.
 
     The verdict is "win", "lose", "tie" or "not enough data" (fewer than 10 documents). DataError if
     the reports are not on the same questions.
@@ -243,7 +249,7 @@ def compare_settings(
     return paired(
         a.table[metric],
         other[metric],
-        clusters=a.table["document"],
+        clusters=a.table["document"] if a.by_document or b.by_document else None,
         method="bootstrap",
         bounds=(0.0, 1.0),
         seed=seed,

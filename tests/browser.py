@@ -1,0 +1,163 @@
+"""The workbench under `panel serve`, and a Chromium that notes whatever goes wrong on a page."""
+
+import contextlib
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+ROOT = Path(__file__).parent.parent
+CHROMIUM = "/usr/bin/chromium"
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@contextlib.contextmanager
+def process(command: list[str], log: Path, cwd: Path, **env: str) -> Iterator[subprocess.Popen]:
+    """A program with its output in `log`; it is ended with the block."""
+    with log.open("wb") as out:
+        running = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, cwd=cwd, env={**os.environ, **env}
+        )
+        try:
+            yield running
+        finally:
+            running.terminate()
+            try:
+                running.wait(10)
+            except subprocess.TimeoutExpired:
+                running.kill()
+                running.wait()
+
+
+def wait_for(url: str, running: subprocess.Popen, log: Path, seconds: float = 90) -> None:
+    """Return when the address answers; AssertionError with the log if it does not."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and running.poll() is None:
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=20):
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"{url} does not answer:\n{log.read_text()[-3000:]}")
+
+
+@dataclass
+class Server:
+    """A running `panel serve` of launchers: `url("ask")` is a page, `faults()` what its log has."""
+
+    port: int
+    log: Path
+
+    def url(self, slug: str = "index", query: str = "") -> str:
+        return f"http://127.0.0.1:{self.port}/{slug}{query}"
+
+    def faults(self) -> list[str]:
+        """Lines of the log that no healthy server writes."""
+        bad = re.compile(r"Error running application|Traceback|\bERROR\b|could not")
+        return [line for line in self.log.read_text().splitlines() if bad.search(line)]
+
+
+@contextlib.contextmanager
+def serve(folder: Path, slugs: list[str] | None = None, **env: str) -> Iterator[Server]:
+    """Serve the launchers of nbs/apps from another folder; the log is `folder`/server.log."""
+    apps = ROOT / "nbs" / "apps"
+    files = sorted(apps.glob("*.ipynb")) if slugs is None else [apps / f"{s}.ipynb" for s in slugs]
+    port, log = free_port(), folder / "server.log"
+    command = [sys.executable, "-m", "panel", "serve", *map(str, files), "--port", str(port)]
+    command += ["--address", "127.0.0.1"]
+    if any(file.stem == "index" for file in files):
+        command += ["--index", "index"]
+    with process(command, log, folder, **env) as running:
+        wait_for(f"http://127.0.0.1:{port}/{files[0].stem}", running, log)
+        yield Server(port, log)
+
+
+@dataclass
+class Watch:
+    """What a page did that it should not: console errors, failed requests, requests outside."""
+
+    console: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
+
+    def faults(self) -> list[str]:
+        return [*self.console, *self.failed, *self.outside]
+
+    def on(self, page: Any) -> None:
+        """Listen to a Playwright page."""
+        page.on("console", self._console)
+        page.on("pageerror", lambda error: self.console.append(f"exception: {error}"))
+        page.on("requestfailed", self._failed)
+        page.on("response", self._response)
+        page.on("request", self._request)
+
+    def _console(self, message: Any) -> None:
+        if message.type == "error":
+            self.console.append(f"console: {message.text}")
+
+    def _failed(self, request: Any) -> None:
+        if request.failure != "net::ERR_ABORTED":  # a page that is left aborts its own requests
+            self.failed.append(f"failed: {request.url} ({request.failure})")
+
+    def _response(self, response: Any) -> None:
+        if response.status >= 400:
+            self.failed.append(f"status {response.status}: {response.url}")
+
+    def _request(self, request: Any) -> None:
+        address = urlsplit(request.url)
+        if address.scheme in {"http", "https", "ws", "wss"} and address.hostname not in LOOPBACK:
+            self.outside.append(f"outside: {request.url}")
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Any]:
+    """A headless Chromium of the system, driven by Playwright."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextlib.contextmanager
+def watched(browser: Any, width: int = 1280, height: int = 900) -> Iterator[tuple[Any, Watch]]:
+    """A new page in a context of its own, and the watch over it."""
+    context = browser.new_context(viewport={"width": width, "height": height})
+    page, watch = context.new_page(), Watch()
+    page.set_default_timeout(30_000)
+    watch.on(page)
+    try:
+        yield page, watch
+    finally:
+        context.close()
+
+
+def settled(page: Any, quiet_ms: int = 400) -> None:
+    """Wait until Bokeh has drawn everything and nothing was sent for a moment."""
+    page.wait_for_function("window.Bokeh && Bokeh.documents.length && Bokeh.documents[0].is_idle")
+    page.wait_for_timeout(quiet_ms)
