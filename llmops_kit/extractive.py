@@ -6,7 +6,7 @@
 __all__ = ['FEATURES', 'COEFFICIENTS', 'INTERCEPT', 'SECOND', 'Candidate', 'candidates', 'answer_kind', 'probabilities',
            'missing_codes', 'as_sentence', 'ExtractiveLLM']
 
-# %% ../nbs/00_base/05_extractive.ipynb #7ebe1bc7
+# %% ../nbs/00_base/05_extractive.ipynb #71f49c30
 import asyncio
 import math
 import re
@@ -32,7 +32,7 @@ from llmops_kit.llm import (
 )
 from .text import Block, block_spans, count_tokens, sentence_spans
 
-# %% ../nbs/00_base/05_extractive.ipynb #bfc42c14
+# %% ../nbs/00_base/05_extractive.ipynb #50131a88
 class Candidate(NamedTuple):
     """A sentence of a source at [start, end), and the places that it is read with.
 
@@ -71,7 +71,7 @@ def candidates(text: str) -> list[Candidate]:
         ]
     return found
 
-# %% ../nbs/00_base/05_extractive.ipynb #2884a83c
+# %% ../nbs/00_base/05_extractive.ipynb #2799d38e
 _UNIT = r"(?:milli)?seconds?|minutes?|min\.?|hours?|days?|weeks?|months?|years?|ms|s|h"
 _NUMBER = r"one|two|three|four|five|six|seven|eight|nine|ten|twelve|twenty|hundred|thousand|"
 _NUMBER += r"million|billion|once|twice|none|no"
@@ -103,7 +103,7 @@ def answer_kind(question: str, sentence: str) -> float:
             return 1.0 if holds.search(sentence) else -1.0
     return 0.0
 
-# %% ../nbs/00_base/05_extractive.ipynb #ad341ac1
+# %% ../nbs/00_base/05_extractive.ipynb #e60bb278
 _STOP = frozenset(
     "a about an and are as at be been but by can could did do does for from had has have how i if in"
     " into is it its may me my no not of on or our shall should so such than that the their them then"
@@ -128,13 +128,14 @@ def _rarity(question: str, groups: Sequence[frozenset[str]]) -> dict[str, float]
         found[stem] = math.log(1 + (total - have + 0.5) / (have + 0.5))
     return found
 
-# %% ../nbs/00_base/05_extractive.ipynb #9f911c4d
+# %% ../nbs/00_base/05_extractive.ipynb #c02e1cc6
 class _Reading(NamedTuple):
     found: list[Candidate]
     vectors: np.ndarray  # of all tokens of the title and the text
     own: list[np.ndarray]  # indices of each sentence's tokens
     around: list[np.ndarray]  # indices of its tokens and those it is read with
     words: list[frozenset[str]]  # stems of the sentence and of what it is read with
+    alone: np.ndarray  # a vector for each sentence by itself
 
 
 def _read(embedder: Any, title: str, text: str) -> _Reading:
@@ -153,9 +154,10 @@ def _read(embedder: Any, title: str, text: str) -> _Reading:
         around.append(np.concatenate([np.flatnonzero(ends <= shift), *places, mine]))
         above = " ".join(text[start:end] for start, end in one.above)
         words.append(frozenset(_stems(f"{title} {above} {text[one.start : one.end]}")))
-    return _Reading(found, vectors, own, around, words)
+    alone = embedder.encode([text[one.start : one.end][:800] for one in found])
+    return _Reading(found, vectors, own, around, words, alone)
 
-# %% ../nbs/00_base/05_extractive.ipynb #801f697c
+# %% ../nbs/00_base/05_extractive.ipynb #6dc6a1a9
 FEATURES = ("likeness", "matched", "matched_around", "words", "answer_kind", "table_row")
 
 
@@ -165,17 +167,15 @@ def _features(embedder: Any, question: str, sources: Sequence[Source], read: Any
     rarity = _rarity(question, [words for reading in readings for words in reading.words])
     [(asked, spans)] = embedder.encode_tokens([question])
     weights, total = _token_weights(question, spans, rarity), sum(rarity.values()) or 1.0
-    mean, rows = asked.mean(axis=0), []
+    rows, [whole] = [], embedder.encode([question], kind="query")
     for source, reading in zip(sources, readings, strict=True):
-        near = asked @ reading.vectors.T
+        near, likeness = asked @ reading.vectors.T, reading.alone @ whole
         for number, one in enumerate(reading.found):
             own, around = reading.own[number], reading.around[number]
-            whole = reading.vectors[own].mean(axis=0) if len(own) else np.zeros_like(mean)
-            length = float(np.linalg.norm(whole) * np.linalg.norm(mean)) or 1.0
             shared = sum(rarity[stem] for stem in rarity if stem in reading.words[number])
             rows.append(
                 (
-                    whole @ mean / length,
+                    likeness[number],
                     near[:, own].max(axis=1) @ weights if len(own) else 0.0,
                     near[:, around].max(axis=1) @ weights if len(around) else 0.0,
                     shared / total,
@@ -185,7 +185,7 @@ def _features(embedder: Any, question: str, sources: Sequence[Source], read: Any
             )
     return np.array(rows, float).reshape(-1, len(FEATURES))
 
-# %% ../nbs/00_base/05_extractive.ipynb #d09b70b6
+# %% ../nbs/00_base/05_extractive.ipynb #cd1a98a9
 def _token_weights(
     question: str, spans: Sequence[tuple[int, int]], rarity: dict[str, float]
 ) -> np.ndarray:
@@ -198,7 +198,7 @@ def _token_weights(
                 weights[number] = max(rare, 0.1)
     return weights / weights.sum()
 
-# %% ../nbs/00_base/05_extractive.ipynb #9999d72b
+# %% ../nbs/00_base/05_extractive.ipynb #b9a5736c
 COEFFICIENTS = {
     "likeness": 6.0,
     "matched": 6.0,
@@ -217,7 +217,7 @@ def probabilities(features: np.ndarray) -> np.ndarray:
     powers = np.exp(scores)
     return powers / (1 + powers.sum())
 
-# %% ../nbs/00_base/05_extractive.ipynb #8b11bda2
+# %% ../nbs/00_base/05_extractive.ipynb #3543a555
 _CODE = re.compile(r"(?<![\w-])[a-z]+-[a-z]?\d{2,}(?![\w-])", re.I)
 
 
@@ -227,7 +227,7 @@ def missing_codes(question: str, sources: Sequence[Source]) -> list[str]:
     codes = dict.fromkeys(_CODE.findall(question))
     return [code for code in codes if not re.search(rf"{re.escape(code.lower())}(?!\w)", seen)]
 
-# %% ../nbs/00_base/05_extractive.ipynb #6dff7ad5
+# %% ../nbs/00_base/05_extractive.ipynb #1b296f4d
 _MARKER = re.compile(r"^\s*(?:[-+*•]|\d{1,9}[.)])\s+|^\s*>\s?", re.M)
 
 
@@ -249,7 +249,7 @@ def as_sentence(text: str, one: Candidate) -> str:
         quoted = _MARKER.sub("", quoted)
     return re.sub(r"\[(\d+)\]", r"(\1)", " ".join(quoted.split()))
 
-# %% ../nbs/00_base/05_extractive.ipynb #220dda59
+# %% ../nbs/00_base/05_extractive.ipynb #1aef561d
 class ExtractiveLLM(LLM):
     """Answers a `grounded_prompt` with sentences of its sources, each cited, or with ABSTAIN.
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Scorer', 'ENGINES', 'keywords', 'KeywordIndex']
 
-# %% ../nbs/00_base/08_keyword.ipynb #49c0b935
+# %% ../nbs/00_base/08_keyword.ipynb #aff19614
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +15,7 @@ import numpy as np
 
 from .core import Chunk, DataError, Hit, Stage, Where, matches
 
-# %% ../nbs/00_base/08_keyword.ipynb #fad9433f
+# %% ../nbs/00_base/08_keyword.ipynb #56c5832b
 _IDEOGRAPH = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 _RUN = rf"[^\W{_IDEOGRAPH}]+"
 _WORD = re.compile(rf"[{_IDEOGRAPH}]|(?:--)?{_RUN}(?:[-./:@']{_RUN})*")
@@ -41,7 +41,7 @@ def keywords(text: str) -> list[str]:
         found += [stem(part) for part in parts if part not in stop]
     return found
 
-# %% ../nbs/00_base/08_keyword.ipynb #9ec8e34f
+# %% ../nbs/00_base/08_keyword.ipynb #38cb78e6
 Scorer = Callable[[list[str]], np.ndarray]
 
 
@@ -64,7 +64,7 @@ ENGINES: dict[str, Callable[[Sequence[list[str]], float, float], Scorer]] = {
     "rank_bm25": _rank_bm25,
 }
 
-# %% ../nbs/00_base/08_keyword.ipynb #6057cfb9
+# %% ../nbs/00_base/08_keyword.ipynb #0c60f224
 class KeywordIndex:
     """BM25 over chunks in memory; `engine` is "bm25s" or, slower, the reference "rank_bm25".
 

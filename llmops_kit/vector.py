@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VectorIndex']
 
-# %% ../nbs/00_base/07_vector.ipynb #2af1f133
+# %% ../nbs/00_base/07_vector.ipynb #eb143811
 import json
 import os
 import re
@@ -21,7 +21,7 @@ import numpy as np
 from .core import Chunk, DataError, Hit, Stage, StoreError, Where, matches
 from .embed import Embedder
 
-# %% ../nbs/00_base/07_vector.ipynb #638ef7c7
+# %% ../nbs/00_base/07_vector.ipynb #6c7c0e16
 _FIELD = re.compile(r"[A-Za-z][A-Za-z0-9_.\-]*")
 
 
@@ -44,7 +44,7 @@ def _to_row(chunk: Chunk, version: str) -> dict[str, Any]:
 def _to_chunk(row: Mapping[str, Any], text: str) -> Chunk:
     return Chunk(row["_doc"], text=text, **json.loads(row["_chunk"]))
 
-# %% ../nbs/00_base/07_vector.ipynb #dc2f4c0c
+# %% ../nbs/00_base/07_vector.ipynb #6a013ebe
 def _to_chroma(where: Where) -> dict[str, Any] | None:
     """The filter in Chroma's terms, or None where Chroma has none that means the same."""
     clauses: list[dict[str, Any]] = []
@@ -58,7 +58,7 @@ def _to_chroma(where: Where) -> dict[str, Any] | None:
         clauses.append(either[0] if len(either) == 1 else {"$or": either})
     return clauses[0] if len(clauses) == 1 else {"$and": clauses}
 
-# %% ../nbs/00_base/07_vector.ipynb #807b7f15
+# %% ../nbs/00_base/07_vector.ipynb #f7a9a3ac
 def _lock(path: Path) -> Any:
     from filelock import FileLock, Timeout
 
@@ -79,7 +79,7 @@ def _lock(path: Path) -> Any:
         ) from None
     return lock
 
-# %% ../nbs/00_base/07_vector.ipynb #ee07f817
+# %% ../nbs/00_base/07_vector.ipynb #ebdb2b49
 def _client(path: Path | None, url: str | None) -> Any:
     import chromadb
     from chromadb.config import Settings
@@ -100,7 +100,7 @@ def _client(path: Path | None, url: str | None) -> Any:
         where = url or str(path or "memory")
         raise StoreError(f"Chroma cannot be reached: {error}", where, advice) from None
 
-# %% ../nbs/00_base/07_vector.ipynb #b5940651
+# %% ../nbs/00_base/07_vector.ipynb #d95940bf
 _GRAPH = {"space": "cosine", "ef_construction": 200, "ef_search": 200, "max_neighbors": 32}
 
 
@@ -126,7 +126,7 @@ def _open(path: Path | None, url: str | None, name: str) -> tuple[Any, Any, Any]
         raise
     return client, rows, lock
 
-# %% ../nbs/00_base/07_vector.ipynb #a84b0812
+# %% ../nbs/00_base/07_vector.ipynb #6df0ec1e
 class _Collection:
     """An open collection; `place` says where it is, in messages."""
 
@@ -172,7 +172,7 @@ class _Collection:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-# %% ../nbs/00_base/07_vector.ipynb #c37f27b5
+# %% ../nbs/00_base/07_vector.ipynb #6691333b
 def _batches(items: Sequence[Any], size: int) -> Iterator[Any]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
@@ -195,7 +195,7 @@ def _limits(rows: Any, size: int, where: Where | None) -> list[dict[str, Any]]:
         ids += [id for id, meta in zip(page["ids"], metas, strict=True) if matches(meta, where)]
     return [{"ids": batch} for batch in _batches(ids, size)]
 
-# %% ../nbs/00_base/07_vector.ipynb #e42c4de3
+# %% ../nbs/00_base/07_vector.ipynb #277c42f9
 def _write(
     rows: Any, chunks: Sequence[Chunk], vectors: np.ndarray, versions: Sequence[str]
 ) -> None:
@@ -225,7 +225,7 @@ def _nearest(
 def _place(chunk: Chunk) -> tuple[str, int, int]:
     return chunk.doc_id, chunk.start, chunk.end
 
-# %% ../nbs/00_base/07_vector.ipynb #0fe96b71
+# %% ../nbs/00_base/07_vector.ipynb #754dc556
 class _Chunks(_Collection):
     """Chunks as rows of a collection."""
 
@@ -264,7 +264,7 @@ class _Chunks(_Collection):
             self.rows.delete(ids=batch)
         return before - self.count
 
-# %% ../nbs/00_base/07_vector.ipynb #90d8de99
+# %% ../nbs/00_base/07_vector.ipynb #9c6b52a3
 class VectorIndex(_Chunks):
     """Chunks by meaning: in memory, in the folder `path`, or on the Chroma server at `url`.
 

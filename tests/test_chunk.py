@@ -1,5 +1,7 @@
 """Properties that every chunker of CHUNKERS must hold, on hostile text."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -86,7 +88,7 @@ def test_promises(kind, text, limit, share):
     assert not covered(text, [(c.start, c.end) for c in chunks])
     assert all(count_tokens(c.text) <= limit for c in chunks)
     assert all(c.text.strip() and c.meta["area"] == "test" for c in chunks)
-    for a, b in zip(chunks, chunks[1:], strict=False):
+    for a, b in pairwise(chunks):
         assert a.start < b.start and a.end < b.end
         assert b.start >= a.end or count_tokens(text[b.start : a.end]) <= overlap
 
@@ -108,7 +110,7 @@ def test_sentences_cover_in_order(text):
     spans = sentence_spans(text)
     assert not covered(text, spans)
     assert all(text[a:b] == text[a:b].strip() != "" for a, b in spans)
-    assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a[1] <= b[0] for a, b in pairwise(spans))
 
 
 @pytest.mark.parametrize("kind", CHUNKERS)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Changes', 'Index', 'build_index', 'open_index']
 
-# %% ../../nbs/20_rag/02_index.ipynb #e23af24a
+# %% ../../nbs/20_rag/02_index.ipynb #ff746e4b
 import hashlib
 import json
 import os
@@ -21,7 +21,7 @@ from ..keyword import KeywordIndex
 from .chunk import Chunker
 from ..vector import VectorIndex
 
-# %% ../../nbs/20_rag/02_index.ipynb #55bcb706
+# %% ../../nbs/20_rag/02_index.ipynb #d6efa286
 def _digest(document: Document) -> str:
     """A hash of all that an index keeps of a document."""
     try:
@@ -36,7 +36,7 @@ def _is_done(stored: dict[str, str], digest: str) -> bool:
     """Whether these chunk versions are all of the document with this digest."""
     return bool(stored) and set(stored.values()) == {f"{digest}/{len(stored)}"}
 
-# %% ../../nbs/20_rag/02_index.ipynb #814bf254
+# %% ../../nbs/20_rag/02_index.ipynb #8f126d1b
 @dataclass
 class Changes(Record):
     """What a build did to the documents of an index; `chunks` is how many were embedded."""
@@ -88,7 +88,7 @@ class Index:
         built = f" Last build: {did}." if did else ""
         return f"{len(self.chunks)} chunks of {pages} documents, by `{self.chunker}`.{built}"
 
-# %% ../../nbs/20_rag/02_index.ipynb #040dcdb7
+# %% ../../nbs/20_rag/02_index.ipynb #a89e9700
 @dataclass
 class _Batch:
     """Chunks and their versions until there are enough to write, and the ids they replace."""
@@ -116,7 +116,7 @@ class _Batch:
         self.vector.delete(ids=self.stale)
         self.chunks, self.versions, self.stale = [], [], []
 
-# %% ../../nbs/20_rag/02_index.ipynb #4716e54c
+# %% ../../nbs/20_rag/02_index.ipynb #ac95e733
 _GROUP = 16
 
 
@@ -149,7 +149,7 @@ def _fill(
     batch.write()
     return changes
 
-# %% ../../nbs/20_rag/02_index.ipynb #52d7a070
+# %% ../../nbs/20_rag/02_index.ipynb #2183f387
 def build_index(
     documents: Iterable[Document],
     chunker: Chunker,
@@ -188,7 +188,7 @@ def build_index(
         raise
     return Index(vector, changes)
 
-# %% ../../nbs/20_rag/02_index.ipynb #9670ab60
+# %% ../../nbs/20_rag/02_index.ipynb #dfebb175
 def open_index(
     path: str | os.PathLike[str] | None = None,
     embedder: Embedder | None = None,

@@ -1,0 +1,214 @@
+"""The home page and the chunking explorer in a real browser, served from another folder."""
+
+import csv
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import Server, chromium, serve, settled, watched
+
+from llmops_kit.rag.documents import handbook_documents
+
+pytestmark = pytest.mark.needs("chromium")
+HOSTILE = """# Refunds <img src=x onerror="window.hacked=1">
+
+<script>window.hacked = 1</script> A refund is paid within 14 days.
+
+# Limits
+
+</div></span> A key may send 50 requests per second. &amp; stays as it is.
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serve(tmp_path_factory.mktemp("served"), ["index", "chunking"]) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def page(browser: Any, server: Server) -> Iterator[Any]:
+    """The explorer, open and drawn; the test fails if anything went wrong on the page by its end."""
+    with watched(browser) as (opened, watch):
+        opened.goto(server.url("chunking"))
+        settled(opened)
+        yield opened
+        assert watch.faults() == []
+        assert server.faults() == []
+
+
+def shot(page: Any, name: str) -> None:
+    """Keep a picture if LLMOPS_KIT_SHOTS names a folder for them."""
+    if folder := os.environ.get("LLMOPS_KIT_SHOTS"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=str(Path(folder) / f"{name}.png"))
+
+
+def head(page: Any, letter: str = "A") -> Any:
+    """The line above a setting's text: which chunker, how many chunks."""
+    return page.locator(f".head:has(.s{letter})")
+
+
+def upload(page: Any, nth: int, name: str, text: str | bytes) -> None:
+    raw = text.encode() if isinstance(text, str) else text
+    file = {"name": name, "mimeType": "application/octet-stream", "buffer": raw}
+    page.locator("input[type=file]").nth(nth).set_input_files(file)
+
+
+def test_home_leads_to_the_explorer(browser: Any, server: Server) -> None:
+    with watched(browser) as (page, watch):
+        page.goto(server.url(""))  # the root is the home page
+        settled(page)
+        assert page.title() == "The workbench · llmops-kit"
+        documents = handbook_documents()
+        words = sum(len(document.text.split()) for document in documents)
+        page.get_by_text(f"{words:,}").wait_for()
+        shot(page, "home")
+        page.locator("a.card", has_text="Chunking explorer").click()
+        page.wait_for_url("**/chunking")
+        settled(page)
+        assert page.title() == "Chunking explorer · llmops-kit"
+        assert watch.faults() == []
+
+
+def test_dark_mode_goes_along(browser: Any, server: Server) -> None:
+    with watched(browser) as (page, watch):
+        page.goto(server.url("index"))
+        settled(page)
+        page.get_by_label("Toggle theme").click()
+        page.locator("nav a[href*='theme=dark']", has_text="Chunking").click()
+        page.wait_for_url("**/chunking?theme=dark")
+        settled(page)
+        ground = "getComputedStyle(document.body).backgroundColor"
+        assert page.evaluate(ground) == "rgb(14, 20, 24)"
+        page.locator(".word").first.wait_for(timeout=90_000)
+        page.wait_for_timeout(400)
+        shot(page, "chunking-dark")
+        assert watch.faults() == []
+
+
+def test_effect_is_measured_without_a_click(page: Any) -> None:
+    page.locator(".word").first.wait_for(timeout=90_000)
+    words = page.locator(".word").all_text_contents()
+    assert len(words) == 3 and set(words) <= {"win", "lose", "tie", "not enough data"}
+    assert "150 questions over 50 documents" in page.locator("caption").inner_text()
+    page.set_viewport_size({"width": 1280, "height": 1400})
+    page.wait_for_timeout(500)
+    shot(page, "chunking")
+    width = page.evaluate("document.scrollingElement.scrollWidth")
+    assert width <= 1280  # nothing hangs over the edge
+
+
+def test_a_slider_cuts_anew(page: Any) -> None:
+    before = head(page).inner_text()
+    page.get_by_role("slider").first.focus()
+    for _ in range(5):
+        page.keyboard.press("ArrowLeft")  # a step is 8 tokens
+    page.locator("code", has_text="('fixed', 160, 0)").wait_for()
+    assert head(page).inner_text() != before
+    assert "recursive" in head(page, "B").inner_text()
+
+
+def test_a_third_setting(page: Any) -> None:
+    assert not head(page, "C").is_visible()
+    page.get_by_label("Compare a third setting").click()
+    head(page, "C").wait_for()
+    page.set_viewport_size({"width": 1280, "height": 1400})
+    page.locator(".word").nth(5).wait_for(timeout=90_000)
+    shot(page, "chunking-three")
+
+
+def test_an_uploaded_document_is_text(page: Any) -> None:
+    upload(page, 0, "hostile.md", HOSTILE)
+    page.get_by_text("hostile.md · ").wait_for()
+    shown = page.locator(".text").first.text_content()
+    assert shown == HOSTILE.rstrip("\n") or shown == HOSTILE
+    assert page.evaluate("window.hacked") is None
+    page.get_by_text("Add a file of questions").wait_for()
+    row = '{"question": "How soon?", "answer": "14 days", "doc": "hostile.md", '
+    upload(page, 1, "own.jsonl", row + '"quote": "A refund is paid within 14 days."}\n')
+    page.get_by_text("1 passage answers known questions").wait_for()
+    assert page.locator(".text .g").first.text_content() == "A refund is paid within 14 days."
+    page.locator(".word", has_text="not enough data").first.wait_for(timeout=60_000)
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "says"),
+    [
+        ("team.pdf", b"%PDF-1.7 and then nothing", "team.pdf"),
+        ("photo.md", b"\x89PNG\r\n\x1a\n" + bytes(200), "picture"),
+        ("empty.txt", b"  \n", "empty.txt"),
+        ("program.exe", b"MZ\x90\x00" + bytes(64), "program.exe"),
+    ],
+)
+def test_a_wrong_file_gives_a_sentence(page: Any, name: str, raw: bytes, says: str) -> None:
+    upload(page, 0, name, raw)
+    box = page.get_by_role("alert").filter(has_text=says)
+    box.wait_for()
+    text = box.inner_text()
+    assert "Traceback" not in text and text.rstrip().endswith(".")
+    assert "invoices-and-payment" in page.locator("h2 + p").first.inner_text()  # still shown
+    upload(page, 0, "good.md", "# Good\n\nOne sentence.")
+    page.get_by_text("good.md · ").wait_for()
+    box.wait_for(state="detached")
+
+
+def test_wrong_questions_give_a_sentence(page: Any) -> None:
+    upload(
+        page,
+        1,
+        "wrong.jsonl",
+        '{"question": "?", "answer": "x", "doc": "nowhere.md", "quote": "y"}',
+    )
+    text = page.get_by_role("alert").inner_text()
+    assert "wrong.jsonl" in text and "nowhere.md" in text and "/tmp" not in text
+
+
+def test_the_table_leaves_as_csv(page: Any) -> None:
+    with page.expect_download() as download:
+        page.get_by_text("Export CSV").click()
+    rows = list(csv.DictReader(Path(download.value.path()).read_text().splitlines()))
+    assert download.value.suggested_filename == "chunks.csv"
+    assert {row["setting"] for row in rows} == {"A", "B"} and int(rows[0]["tokens"]) > 0
+
+
+def test_sliders_answer_within_a_second_on_10_000_words(page: Any) -> None:
+    text = "\n\n".join(document.text for document in handbook_documents())
+    words = text.split(" ")
+    upload(page, 0, "long.md", " ".join(words[:9_600]))
+    page.get_by_text("long.md · 10,").wait_for()
+    settled(page)
+    slider, seconds = page.get_by_role("slider").first, []
+    for step in range(1, 6):
+        slider.focus()
+        start = time.perf_counter()
+        page.keyboard.press("ArrowRight")
+        page.locator("code", has_text=f"('fixed', {200 + 8 * step}, 0)").wait_for()
+        page.wait_for_function("Bokeh.documents[0].is_idle")
+        page.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(done)))")
+        seconds.append(time.perf_counter() - start)
+    print(f"slider to painted text, 10,000 words: {sorted(seconds)[2]:.2f} s (median of 5)")
+    assert sorted(seconds)[2] < 1.0, seconds
+
+
+def test_two_sessions_at_once(browser: Any, server: Server) -> None:
+    with watched(browser) as (one, first), watched(browser) as (two, second):
+        one.goto(server.url("chunking"))
+        two.goto(server.url("chunking"))
+        settled(one)
+        settled(two)
+        upload(one, 0, "one.md", "# One\n\nOnly in the first session.")
+        one.get_by_text("one.md · ").wait_for()
+        two.wait_for_timeout(300)
+        assert "invoices-and-payment" in two.locator("h2 + p").first.inner_text()
+        assert first.faults() == [] and second.faults() == []
+    assert server.faults() == []
