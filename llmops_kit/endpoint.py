@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OPENAI_URL', 'T', 'log', 'OpenAILLM']
 
-# %% ../nbs/00_base/06_endpoint.ipynb #e1c2bcc0
+# %% ../nbs/00_base/06_endpoint.ipynb #25d9c056
 import asyncio
 import json
 import logging
@@ -31,7 +31,7 @@ from llmops_kit.calls import (
 from .core import Completion, DataError, ProviderError, Usage, require
 from .llm import LLM, Event, Prompt, as_messages
 
-# %% ../nbs/00_base/06_endpoint.ipynb #1d0d5473
+# %% ../nbs/00_base/06_endpoint.ipynb #18f2d31b
 OPENAI_URL = "https://api.openai.com/v1"
 
 
@@ -70,7 +70,7 @@ class _Endpoint:
         """The price of a call at this address."""
         return price_usd(model, usage, self._secrets()[0])
 
-# %% ../nbs/00_base/06_endpoint.ipynb #9f5f3751
+# %% ../nbs/00_base/06_endpoint.ipynb #101f8b00
 def _checked_key(key: str, needed: bool) -> str:
     key = key.strip()
     if needed and not key:
@@ -82,13 +82,15 @@ def _checked_key(key: str, needed: bool) -> str:
         )
     return key
 
-# %% ../nbs/00_base/06_endpoint.ipynb #863bd842
-async def _kept(client: Any) -> AsyncGenerator[Any, None]:
+# %% ../nbs/00_base/06_endpoint.ipynb #dd6c38f7
+async def _kept(client: Any, forget: Callable[[], Any]) -> AsyncGenerator[Any, None]:
     """Holds a client open; closes it in its own loop, when that ends or nothing holds this."""
     try:
         yield client
     finally:
+        forget()
         await client.close()
+        await asyncio.sleep(0)  # a socket is closed one turn of the loop later
 
 
 class _Clients(_Endpoint):
@@ -108,7 +110,9 @@ class _Clients(_Endpoint):
         if loop not in self._clients:
             client = await asyncio.to_thread(self._new_client)  # the first import takes a second
             if loop not in self._clients:
-                self._clients[loop] = client, (keeper := _kept(client))
+                clients = weakref.ref(self._clients)  # a strong one would keep them all alive
+                keeper = _kept(client, lambda: (clients() or {}).pop(loop, None))
+                self._clients[loop] = client, keeper
                 await anext(keeper)
         return self._clients[loop][0]
 
@@ -119,7 +123,7 @@ class _Clients(_Endpoint):
             if not loop.is_closed():
                 asyncio.run_coroutine_threadsafe(keeper.aclose(), loop)
 
-# %% ../nbs/00_base/06_endpoint.ipynb #ff5303e4
+# %% ../nbs/00_base/06_endpoint.ipynb #fb8e22a8
 T = TypeVar("T")
 
 
@@ -144,7 +148,7 @@ class _Patience:
         finally:
             self.left -= time.perf_counter() - started
 
-# %% ../nbs/00_base/06_endpoint.ipynb #67ac513b
+# %% ../nbs/00_base/06_endpoint.ipynb #846e222c
 @dataclass
 class _Reply:
     """The answer as it comes in: text, usage, finish reason."""
@@ -180,7 +184,7 @@ class _Reply:
                 self.first_token_at = self.first_token_at or time.perf_counter()
         return text
 
-# %% ../nbs/00_base/06_endpoint.ipynb #0c9e1dc3
+# %% ../nbs/00_base/06_endpoint.ipynb #a8ef00f1
 class _Protocol:
     """One model at one endpoint: builds requests, opens them, reads answers. No retries."""
 
@@ -219,7 +223,7 @@ class _Protocol:
                     raise
                 self.lacks.update(refused)
 
-# %% ../nbs/00_base/06_endpoint.ipynb #38ce8dda
+# %% ../nbs/00_base/06_endpoint.ipynb #5d48ee2a
 class _Attempt:
     """One attempt at one call: `items` yields the text pieces; `reply` holds what came in."""
 
@@ -270,7 +274,7 @@ class _Attempt:
             meta,
         )
 
-# %% ../nbs/00_base/06_endpoint.ipynb #133ae67f
+# %% ../nbs/00_base/06_endpoint.ipynb #13b5f51f
 log = logging.getLogger("llmops_kit")
 
 
@@ -297,7 +301,7 @@ class _Patient:
         )
         return clean, asked
 
-# %% ../nbs/00_base/06_endpoint.ipynb #bef3c2b8
+# %% ../nbs/00_base/06_endpoint.ipynb #d1f13b9c
 class _Attempts(_Patient):
     """Attempts at one call, until one succeeds or another is not worth it."""
 
@@ -331,7 +335,7 @@ class _Attempts(_Patient):
         completion.meta.update(attempts=len(faults) + 1, **({"faults": faults} if faults else {}))
         yield Event("complete", completion=completion)
 
-# %% ../nbs/00_base/06_endpoint.ipynb #ae2be5e1
+# %% ../nbs/00_base/06_endpoint.ipynb #a36a4585
 class OpenAILLM(LLM):
     """A model at any OpenAI-compatible endpoint; connections close with their loop or `close()`.
 

@@ -6,7 +6,7 @@
 __all__ = ['FEATURES', 'COEFFICIENTS', 'INTERCEPT', 'SECOND', 'Candidate', 'candidates', 'answer_kind', 'probabilities',
            'missing_codes', 'as_sentence', 'ExtractiveLLM']
 
-# %% ../nbs/00_base/05_extractive.ipynb #71f49c30
+# %% ../nbs/00_base/05_extractive.ipynb #ec0754b4
 import asyncio
 import math
 import re
@@ -32,7 +32,7 @@ from llmops_kit.llm import (
 )
 from .text import Block, block_spans, count_tokens, sentence_spans
 
-# %% ../nbs/00_base/05_extractive.ipynb #50131a88
+# %% ../nbs/00_base/05_extractive.ipynb #973dd62f
 class Candidate(NamedTuple):
     """A sentence of a source at [start, end), and the places that it is read with.
 
@@ -71,7 +71,7 @@ def candidates(text: str) -> list[Candidate]:
         ]
     return found
 
-# %% ../nbs/00_base/05_extractive.ipynb #2799d38e
+# %% ../nbs/00_base/05_extractive.ipynb #d389f76e
 _UNIT = r"(?:milli)?seconds?|minutes?|min\.?|hours?|days?|weeks?|months?|years?|ms|s|h"
 _NUMBER = r"one|two|three|four|five|six|seven|eight|nine|ten|twelve|twenty|hundred|thousand|"
 _NUMBER += r"million|billion|once|twice|none|no"
@@ -103,7 +103,7 @@ def answer_kind(question: str, sentence: str) -> float:
             return 1.0 if holds.search(sentence) else -1.0
     return 0.0
 
-# %% ../nbs/00_base/05_extractive.ipynb #e60bb278
+# %% ../nbs/00_base/05_extractive.ipynb #bca70352
 _STOP = frozenset(
     "a about an and are as at be been but by can could did do does for from had has have how i if in"
     " into is it its may me my no not of on or our shall should so such than that the their them then"
@@ -128,14 +128,14 @@ def _rarity(question: str, groups: Sequence[frozenset[str]]) -> dict[str, float]
         found[stem] = math.log(1 + (total - have + 0.5) / (have + 0.5))
     return found
 
-# %% ../nbs/00_base/05_extractive.ipynb #c02e1cc6
+# %% ../nbs/00_base/05_extractive.ipynb #6eddaf28
 class _Reading(NamedTuple):
     found: list[Candidate]
     vectors: np.ndarray  # of all tokens of the title and the text
     own: list[np.ndarray]  # indices of each sentence's tokens
     around: list[np.ndarray]  # indices of its tokens and those it is read with
     words: list[frozenset[str]]  # stems of the sentence and of what it is read with
-    alone: np.ndarray  # a vector for each sentence by itself
+    means: np.ndarray  # the mean of each sentence's token vectors, as unit rows
 
 
 def _read(embedder: Any, title: str, text: str) -> _Reading:
@@ -154,10 +154,12 @@ def _read(embedder: Any, title: str, text: str) -> _Reading:
         around.append(np.concatenate([np.flatnonzero(ends <= shift), *places, mine]))
         above = " ".join(text[start:end] for start, end in one.above)
         words.append(frozenset(_stems(f"{title} {above} {text[one.start : one.end]}")))
-    alone = embedder.encode([text[one.start : one.end][:800] for one in found])
-    return _Reading(found, vectors, own, around, words, alone)
+    sums = [vectors[mine].sum(axis=0) for mine in own]
+    means = np.array(sums, np.float32).reshape(-1, vectors.shape[1])
+    means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-9)
+    return _Reading(found, vectors, own, around, words, means)
 
-# %% ../nbs/00_base/05_extractive.ipynb #6dc6a1a9
+# %% ../nbs/00_base/05_extractive.ipynb #4a438b37
 FEATURES = ("likeness", "matched", "matched_around", "words", "answer_kind", "table_row")
 
 
@@ -167,9 +169,9 @@ def _features(embedder: Any, question: str, sources: Sequence[Source], read: Any
     rarity = _rarity(question, [words for reading in readings for words in reading.words])
     [(asked, spans)] = embedder.encode_tokens([question])
     weights, total = _token_weights(question, spans, rarity), sum(rarity.values()) or 1.0
-    rows, [whole] = [], embedder.encode([question], kind="query")
+    rows, whole = [], asked.mean(axis=0) / max(float(np.linalg.norm(asked.mean(axis=0))), 1e-9)
     for source, reading in zip(sources, readings, strict=True):
-        near, likeness = asked @ reading.vectors.T, reading.alone @ whole
+        near, likeness = asked @ reading.vectors.T, reading.means @ whole
         for number, one in enumerate(reading.found):
             own, around = reading.own[number], reading.around[number]
             shared = sum(rarity[stem] for stem in rarity if stem in reading.words[number])
@@ -185,7 +187,7 @@ def _features(embedder: Any, question: str, sources: Sequence[Source], read: Any
             )
     return np.array(rows, float).reshape(-1, len(FEATURES))
 
-# %% ../nbs/00_base/05_extractive.ipynb #cd1a98a9
+# %% ../nbs/00_base/05_extractive.ipynb #e49ad2bd
 def _token_weights(
     question: str, spans: Sequence[tuple[int, int]], rarity: dict[str, float]
 ) -> np.ndarray:
@@ -198,7 +200,7 @@ def _token_weights(
                 weights[number] = max(rare, 0.1)
     return weights / weights.sum()
 
-# %% ../nbs/00_base/05_extractive.ipynb #b9a5736c
+# %% ../nbs/00_base/05_extractive.ipynb #b2ee5393
 COEFFICIENTS = {
     "likeness": 6.0,
     "matched": 6.0,
@@ -217,7 +219,7 @@ def probabilities(features: np.ndarray) -> np.ndarray:
     powers = np.exp(scores)
     return powers / (1 + powers.sum())
 
-# %% ../nbs/00_base/05_extractive.ipynb #3543a555
+# %% ../nbs/00_base/05_extractive.ipynb #44e1f168
 _CODE = re.compile(r"(?<![\w-])[a-z]+-[a-z]?\d{2,}(?![\w-])", re.I)
 
 
@@ -227,7 +229,7 @@ def missing_codes(question: str, sources: Sequence[Source]) -> list[str]:
     codes = dict.fromkeys(_CODE.findall(question))
     return [code for code in codes if not re.search(rf"{re.escape(code.lower())}(?!\w)", seen)]
 
-# %% ../nbs/00_base/05_extractive.ipynb #1b296f4d
+# %% ../nbs/00_base/05_extractive.ipynb #7240d1ca
 _MARKER = re.compile(r"^\s*(?:[-+*•]|\d{1,9}[.)])\s+|^\s*>\s?", re.M)
 
 
@@ -249,7 +251,7 @@ def as_sentence(text: str, one: Candidate) -> str:
         quoted = _MARKER.sub("", quoted)
     return re.sub(r"\[(\d+)\]", r"(\1)", " ".join(quoted.split()))
 
-# %% ../nbs/00_base/05_extractive.ipynb #1aef561d
+# %% ../nbs/00_base/05_extractive.ipynb #adaacaa3
 class ExtractiveLLM(LLM):
     """Answers a `grounded_prompt` with sentences of its sources, each cited, or with ABSTAIN.
 

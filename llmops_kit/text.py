@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['minilm_path', 'token_spans', 'Words', 'words_of', 'parts_of', 'count_tokens']
 
-# %% ../nbs/00_base/02_text.ipynb #42614331
+# %% ../nbs/00_base/02_text.ipynb #329ab552
 import re
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from .sentences import Block as Block
 from .sentences import block_spans as block_spans
 from .sentences import sentence_spans as sentence_spans
 
-# %% ../nbs/00_base/02_text.ipynb #60fe6588
+# %% ../nbs/00_base/02_text.ipynb #a102d34e
 @cache
 def minilm_path() -> Path:
     """The folder of the all-MiniLM-L6-v2 model: weights, configuration and tokenizer.json."""
@@ -36,7 +36,7 @@ def _tokenizer() -> Any:
     tokenizer.no_padding()
     return tokenizer
 
-# %% ../nbs/00_base/02_text.ipynb #e189166b
+# %% ../nbs/00_base/02_text.ipynb #4148d2f6
 def _encode(text: str) -> Any:
     try:
         return _tokenizer().encode(text, add_special_tokens=False)
@@ -59,7 +59,7 @@ def token_spans(text: str) -> list[tuple[int, int]]:
     """
     return list(_encode(text).offsets)
 
-# %% ../nbs/00_base/02_text.ipynb #03b0ca66
+# %% ../nbs/00_base/02_text.ipynb #69081cd6
 _SPACES = " \t\r\n\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(8192, 8203)))
 _WORD = re.compile(f"[^{_SPACES}]++")
 _IS_SPACE = np.isin(np.arange(0x3002), list(map(ord, _SPACES)))
@@ -93,7 +93,7 @@ def _count_words(words: list[str]) -> list[int]:
         _known.update((word, n) for word, n in fresh.items() if len(word) <= 32)
     return counts  # type: ignore[return-value]
 
-# %% ../nbs/00_base/02_text.ipynb #cc556e6e
+# %% ../nbs/00_base/02_text.ipynb #58487e61
 def words_of(text: str) -> Words:
     """The words of a text, as white space separates them, each with its number of tokens."""
     points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
@@ -117,7 +117,7 @@ def parts_of(word: str) -> Words:
     tokens = np.diff(np.append(first, len(owners))) if len(first) else np.zeros(1, dtype=np.int64)
     return Words(starts, np.append(starts[1:], len(word)), tokens)
 
-# %% ../nbs/00_base/02_text.ipynb #cec05f6b
+# %% ../nbs/00_base/02_text.ipynb #47dca35c
 def count_tokens(text: str) -> int:
     """How many tokens of the embedder's vocabulary a text costs: len(token_spans(text)), faster."""
     return sum(_count_words(_WORD.findall(text)))

@@ -25,6 +25,12 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+# What Tornado logs when a page is closed while the server is sending to it.
+LEFT_WHILE_SENDING = re.compile(
+    r"[^\n]*Task exception was never retrieved\nfuture: [^\n]*WebSocketClosedError[^\n]*\n"
+    r"Traceback.*?\ntornado\.websocket\.WebSocketClosedError\n",
+    re.S,
+)
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
@@ -75,8 +81,9 @@ class Server:
 
     def faults(self) -> list[str]:
         """Lines of the log that no healthy server writes."""
-        bad = re.compile(r"Error running application|Traceback|\bERROR\b|could not")
-        return [line for line in self.log.read_text().splitlines() if bad.search(line)]
+        bad = re.compile(r"Error running application|Traceback|\bERROR\b|could not|Error\b")
+        text = LEFT_WHILE_SENDING.sub("", self.log.read_text())
+        return [line for line in text.splitlines() if bad.search(line)]
 
 
 @contextlib.contextmanager

@@ -37,7 +37,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def page(browser: Any, server: Server) -> Iterator[Any]:
-    """The explorer, open and drawn; the test fails if anything went wrong on the page by its end."""
+    """The explorer, open and drawn; the test fails if anything went wrong by its end."""
     with watched(browser) as (opened, watch):
         opened.goto(server.url("chunking"))
         settled(opened)

@@ -7,7 +7,7 @@ __all__ = ['Gold', 'PAINT_CSS', 'SHOWN', 'CARD_CSS', 'METRICS', 'Way', 'EFFECT_C
            'counts', 'text_card', 'sizes_figure', 'counts_table', 'ReportingEmbedder', 'measure_way', 'effect_rows',
            'effect_table']
 
-# %% ../../nbs/90_apps/02_cuts.ipynb #568e714a
+# %% ../../nbs/90_apps/02_cuts.ipynb #ff11e70a
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-# %% ../../nbs/90_apps/02_cuts.ipynb #967fce1e
+# %% ../../nbs/90_apps/02_cuts.ipynb #247f2bcd
 class Setting(param.Parameterized):
     """One way to cut a text: a chunker of CHUNKERS, its limit and its overlap in tokens."""
 
@@ -58,7 +58,7 @@ class Setting(param.Parameterized):
         """The document's chunks under this setting."""
         return CHUNKERS[self.chunker](self.max_tokens, self.overlap)(document)
 
-# %% ../../nbs/90_apps/02_cuts.ipynb #79873d52
+# %% ../../nbs/90_apps/02_cuts.ipynb #44eb4097
 Gold = tuple[int, int, str]  # where an answer is, and the question that it answers
 
 
@@ -73,7 +73,7 @@ def segments(
         inside = [i for i, chunk in enumerate(chunks) if chunk.start <= start < chunk.end]
         yield start, stop, inside, [i for i, g in enumerate(golds) if g[0] <= start < g[1]]
 
-# %% ../../nbs/90_apps/02_cuts.ipynb #9c4a6b1f
+# %% ../../nbs/90_apps/02_cuts.ipynb #23d57d55
 PAINT_CSS = f"""
 .text {{ font: 12.5px/1.65 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace;
   white-space: pre-wrap; overflow-wrap: anywhere; overflow-y: auto; max-height: 430px;
@@ -89,7 +89,7 @@ PAINT_CSS = f"""
 """
 SHOWN = 120_000  # characters painted at most; the counts always cover the whole text
 
-# %% ../../nbs/90_apps/02_cuts.ipynb #e0ea6232
+# %% ../../nbs/90_apps/02_cuts.ipynb #550084d2
 def paint(
     document: Document, chunks: Sequence[Chunk], golds: Sequence[Gold] = (), limit: int = SHOWN
 ) -> str:
@@ -118,7 +118,7 @@ def _tip(number: int, chunk: Chunk, total: int) -> str:
     where = f", {section}" if section else ""
     return f"Chunk {number + 1} of {total}, {count_tokens(chunk.text)} tokens{where}"
 
-# %% ../../nbs/90_apps/02_cuts.ipynb #eefa303d
+# %% ../../nbs/90_apps/02_cuts.ipynb #e03fbf72
 def whole(chunks: Sequence[Chunk], golds: Sequence[Gold]) -> int:
     """How many of the answers lie entirely inside one chunk."""
     return sum(any(c.start <= g[0] and g[1] <= c.end for c in chunks) for g in golds)
@@ -136,9 +136,9 @@ def counts(chunks: Sequence[Chunk], golds: Sequence[Gold] = ()) -> dict[str, Any
         "answers": len(golds),
     }
 
-# %% ../../nbs/90_apps/02_cuts.ipynb #d73f3fa2
+# %% ../../nbs/90_apps/02_cuts.ipynb #6c6e53da
 CARD_CSS = """
-.head { display: flex; align-items: center; gap: 10px; }
+.head { display: flex; align-items: center; flex-wrap: wrap; gap: 2px 10px; }
 .head b { font-size: 15px; } .head .muted { margin-left: auto; white-space: nowrap; }
 """
 
@@ -159,7 +159,7 @@ def text_card(
         f"</span></div>{paint(document, chunks, golds)}</div>"
     )
 
-# %% ../../nbs/90_apps/02_cuts.ipynb #3a4e8e16
+# %% ../../nbs/90_apps/02_cuts.ipynb #e6d3c3dd
 def sizes_figure(sizes: Mapping[str, Sequence[int]], limit: int, dark: bool = False) -> "go.Figure":
     """How many chunks of which size, one colour a setting; bins are a sixteenth of `limit`."""
     import plotly.graph_objects as go
@@ -174,7 +174,7 @@ def sizes_figure(sizes: Mapping[str, Sequence[int]], limit: int, dark: bool = Fa
     figure.update_yaxes(title="chunks")
     return styled(figure, height=250, dark=dark)
 
-# %% ../../nbs/90_apps/02_cuts.ipynb #c8de9ce9
+# %% ../../nbs/90_apps/02_cuts.ipynb #88985e0e
 def counts_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Markup of the counts, a row a setting, in the order of the letters."""
     names = ["chunks", "mean tokens", "smallest", "largest", "answers whole"]
@@ -188,7 +188,7 @@ def counts_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
         body += f"<tr><td>{badge}</td>{cells}</tr>"
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
-# %% ../../nbs/90_apps/02_cuts.ipynb #2294c1d6
+# %% ../../nbs/90_apps/02_cuts.ipynb #a0770bdc
 class ReportingEmbedder(Embedder):
     """An embedder that calls `tell(share)` before each few texts; `total` texts are expected."""
 
@@ -205,7 +205,7 @@ class ReportingEmbedder(Embedder):
             self.done += len(some)
         return np.concatenate(parts)
 
-# %% ../../nbs/90_apps/02_cuts.ipynb #e7141ea8
+# %% ../../nbs/90_apps/02_cuts.ipynb #90a9dc74
 METRICS = {"token_recall": "recall", "token_precision": "precision", "token_iou": "IoU"}
 Way = tuple[str, int, int]
 
@@ -241,7 +241,7 @@ def effect_rows(reports: Mapping[str, RetrievalReport]) -> "pd.DataFrame":
             rows.append({**place, **numbers, "against A": word})
     return pd.DataFrame(rows)
 
-# %% ../../nbs/90_apps/02_cuts.ipynb #1137f32e
+# %% ../../nbs/90_apps/02_cuts.ipynb #1350bb69
 EFFECT_CSS = """
 .scale { position: relative; height: 14px; margin: 3px 0 0; border-bottom: 1px solid var(--line); }
 .scale i { position: absolute; top: 6px; height: 3px; border-radius: 2px; opacity: .55; }

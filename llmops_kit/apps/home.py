@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HOME_CSS', 'WAYS', 'sample_facts', 'parts', 'page_cards', 'fact_tiles', 'part_list', 'Home']
 
-# %% ../../nbs/90_apps/07_home.ipynb #d6e07443
+# %% ../../nbs/90_apps/07_home.ipynb #5dcc7349
 from collections import Counter
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..embed import default_embedder
 from ..providers import describe_llm
 from ..rag.documents import handbook_documents, handbook_questions
 
-# %% ../../nbs/90_apps/07_home.ipynb #8a2d187a
+# %% ../../nbs/90_apps/07_home.ipynb #2d879ceb
 def sample_facts() -> dict[str, int]:
     """What the sample handbook holds, counted now, by label."""
     documents, questions = handbook_documents(), handbook_questions()
@@ -31,7 +31,7 @@ def sample_facts() -> dict[str, int]:
         "questions without an answer": kinds["unanswerable"],
     }
 
-# %% ../../nbs/90_apps/07_home.ipynb #43b3de99
+# %% ../../nbs/90_apps/07_home.ipynb #877d43bf
 def parts() -> dict[str, str]:
     """The parts at work, by job: what answers questions and what embeds texts."""
     try:
@@ -42,7 +42,7 @@ def parts() -> dict[str, str]:
         answers = f"{answers}: picks sentences from the sources, writes none"
     return {"answers": answers, "embeddings": default_embedder().name}
 
-# %% ../../nbs/90_apps/07_home.ipynb #35f5f127
+# %% ../../nbs/90_apps/07_home.ipynb #03336ab7
 HOME_CSS = """
 .grid { display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); }
 a.card { display: block; color: inherit; text-decoration: none; padding: 20px 22px; }
@@ -76,7 +76,7 @@ def fact_tiles(facts: dict[str, int]) -> str:
     )
     return f'<div class="facts">{"".join(tiles)}</div>'
 
-# %% ../../nbs/90_apps/07_home.ipynb #188122e5
+# %% ../../nbs/90_apps/07_home.ipynb #93f35f00
 WAYS = {
     "a notebook": "make lab",
     "a schedule": "llmops-kit run rag_report -p k 5",
@@ -95,7 +95,7 @@ def part_list(parts: dict[str, str]) -> str:
         f'<div class="card"><h3>The same code in</h3><dl>{ways}</dl></div></div>'
     )
 
-# %% ../../nbs/90_apps/07_home.ipynb #0b22487e
+# %% ../../nbs/90_apps/07_home.ipynb #4382e950
 class Home(App):
     """The first page of the workbench."""
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AROUND', 'answer_html', 'sources_html', 'passage_html', 'Clickable']
 
-# %% ../../nbs/90_apps/03_passages.ipynb #9e0d1115
+# %% ../../nbs/90_apps/03_passages.ipynb #94aed4d5
 import re
 from collections.abc import Callable, Collection, Sequence
 from functools import cache
@@ -13,14 +13,14 @@ from typing import Any
 
 import panel as pn
 import param
-from ..rag.answer import check_citations, source_title
 from markdown_it import MarkdownIt
 
 from .theme import CSS, escape
 from ..core import Document, Hit
-from ..rag.documents import page_at
+from ..rag.convert import page_at
+from ..rag.sources import check_citations, source_title
 
-# %% ../../nbs/90_apps/03_passages.ipynb #a812acd7
+# %% ../../nbs/90_apps/03_passages.ipynb #da7b1a9d
 _OFF = ["image", "link", "autolink", "html_inline", "html_block", "reference"]
 
 
@@ -47,18 +47,18 @@ def answer_html(text: str, hits: Sequence[Hit]) -> str:
     checked = check_citations(text, len(hits))[0]
     return f'<div class="answer">{_markdown().render(checked, {"titles": titles})}</div>'
 
-# %% ../../nbs/90_apps/03_passages.ipynb #c75e9799
+# %% ../../nbs/90_apps/03_passages.ipynb #b5951b12
 def sources_html(hits: Sequence[Hit], numbers: Collection[int], head: str) -> str:
     """A list of buttons, one for each of `numbers`: title, section and document."""
     rows = [
-        f'<button class="source" data-source="{number}"><b>{number}</b>'
-        f"<span>{escape(source_title(hits[number - 1].chunk), 90)}</span>"
-        f'<span class="muted small">{escape(hits[number - 1].chunk.doc_id, 60)}</span></button>'
+        f'<button class="source" data-source="{number}"><b class="n">{number}</b>'
+        f"<span>{escape(source_title(hits[number - 1].chunk), 80)}</span>"
+        f'<i class="muted small">{escape(hits[number - 1].chunk.doc_id, 40)}</i></button>'
         for number in numbers
     ]
     return f'<div class="sources"><p class="muted small">{escape(head)}</p>{"".join(rows)}</div>'
 
-# %% ../../nbs/90_apps/03_passages.ipynb #fcadee2e
+# %% ../../nbs/90_apps/03_passages.ipynb #b3146b4f
 AROUND = 6000  # characters shown before and after a passage
 
 
@@ -77,7 +77,9 @@ def passage_html(document: Document, hit: Hit, number: int) -> str:
         f"<tr><td>{escape(name)}</td><td>{stage.rank}</td><td>{stage.score:.3f}</td></tr>"
         for name, stage in hit.stages.items()
     )
-    stages = f"<table><tr><th>stage</th><th>rank</th><th>score</th></tr>{rows}</table>"
+    stages = (
+        f"<table class='stages'><tr><th>stage</th><th>rank</th><th>score</th></tr>{rows}</table>"
+    )
     before = ("… " if first else "") + _prose(text[first : chunk.start])
     after = _prose(text[chunk.end : last]) + (" …" if last < len(text) else "")
     return (
@@ -86,29 +88,40 @@ def passage_html(document: Document, hit: Hit, number: int) -> str:
         f'<div class="passage">{before}<mark>{_prose(chunk.text)}</mark>{after}</div>'
     )
 
-# %% ../../nbs/90_apps/03_passages.ipynb #d9f5186f
-_ASK_CSS = """
+# %% ../../nbs/90_apps/03_passages.ipynb #d8f039a7
+_CSS = """
 .answer { font-size: 15px; line-height: 1.6; overflow-wrap: anywhere; }
-.answer p, .answer ul, .answer ol, .answer table, .answer pre { margin: 0 0 8px; }
+.answer :is(p, ul, ol, table, pre) { margin: 0 0 8px; }
 .answer pre { overflow-x: auto; padding: 8px; border: 1px solid var(--line); border-radius: 6px; }
-button { font: inherit; color: inherit; cursor: pointer; background: none; border: 0; }
+.bubble { padding: 4px 8px; overflow-wrap: anywhere; white-space: pre-wrap; font-size: 15px;
+  color: var(--mui-palette-primary-contrastText, #fff); }
+button { font: inherit; color: inherit; cursor: pointer; background: none; border: 0; padding: 0; }
 button:focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
-.cite, .n, .source b { display: inline-block; min-width: 18px; height: 18px; margin: 0 1px; padding: 0 4px;
-  border-radius: 9px; background: var(--accent); color: var(--mui-palette-primary-contrastText, #fff);
-  font: 600 11px/18px Roboto, sans-serif; text-align: center; vertical-align: 1px; }
+.cite, .n { display: inline-block; min-width: 18px; margin: 0 1px; padding: 0 4px;
+  border-radius: 9px; background: var(--accent); text-align: center; vertical-align: 1px;
+  color: var(--mui-palette-primary-contrastText, #fff); font: 600 11px/18px Roboto, sans-serif; }
+.cite:hover { filter: brightness(1.15); }
 .sources { margin-top: 10px; display: grid; gap: 4px; }
 .source { display: flex; gap: 8px; align-items: baseline; text-align: left; padding: 5px 8px;
-  border: 1px solid var(--line); border-radius: 8px; }
-.source:hover { border-color: var(--accent); }
-.source span:nth-child(2) { flex: 1; }
+  border: 1px solid var(--line); border-radius: 8px; min-width: 0; }
+.source:hover, .chip:hover { border-color: var(--accent); }
+.source > span { flex: 1; overflow-wrap: anywhere; }
+.chips { display: flex; flex-wrap: wrap; gap: 8px; }
+.chip { padding: 5px 12px; border: 1px solid var(--line); border-radius: 16px; font-size: 13px;
+  text-align: left; background: var(--mui-palette-background-paper, transparent); }
 .note { margin-top: 8px; }
-.error { color: var(--mui-palette-error-main, #b3261e); }
-.passage { position: relative; margin-top: 8px; padding: 12px; max-height: calc(100vh - 330px); min-height: 240px;
-  overflow: auto; white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid var(--line); border-radius: 8px;
-  font-size: 13.5px; color: var(--muted); }
-mark { background: color-mix(in srgb, var(--accent) 18%, transparent); color: var(--ink); border-radius: 3px; }
-table { border-collapse: collapse; font-size: 12.5px; }
-th, td { padding: 3px 12px 3px 0; text-align: left; border-bottom: 1px solid var(--line); }
+.error { color: var(--mui-palette-error-main, #b3261e); overflow-wrap: anywhere; }
+.working::after { content: ""; display: inline-block; width: 10px; height: 10px; margin-left: 8px;
+  border: 2px solid var(--line); border-top-color: var(--accent); border-radius: 50%;
+  animation: turn 1s linear infinite; }
+@keyframes turn { to { transform: rotate(360deg); } }
+.passage { position: relative; margin-top: 10px; padding: 12px; overflow: auto;
+  max-height: max(240px, calc(100vh - 400px)); white-space: pre-wrap; overflow-wrap: anywhere;
+  border: 1px solid var(--line); border-radius: 8px; font-size: 13.5px; color: var(--muted); }
+mark { background: color-mix(in srgb, var(--accent) 20%, transparent); color: var(--ink); }
+.stages { border-collapse: collapse; font-size: 12.5px; margin-top: 6px; }
+.stages :is(th, td) { padding: 2px 18px 2px 0; text-align: left; }
+.stages th { color: var(--muted); font-weight: 500; }
 """
 
 
@@ -137,12 +150,7 @@ class Clickable(pn.custom.JSComponent):
     """
 
     def __init__(self, on_pick: Callable[[int], None] | None = None, **params: Any) -> None:
-        params = {
-            "sizing_mode": "stretch_width",
-            "margin": 0,
-            "stylesheets": [CSS, _ASK_CSS],
-            **params,
-        }
+        params = {"sizing_mode": "stretch_width", "margin": 0, "stylesheets": [CSS, _CSS], **params}
         super().__init__(**params)
         self._on_pick = on_pick
 

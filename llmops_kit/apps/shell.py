@@ -7,7 +7,7 @@ __all__ = ['Tell', 'Work', 'PAGES', 'sentence_for', 'Superseded', 'App', 'Attemp
            'side_by_side', 'csv_text', 'csv_button', 'code_line', 'code_pane', 'PageInfo', 'pages', 'link',
            'navigation', 'heading', 'page']
 
-# %% ../../nbs/90_apps/01_shell.ipynb #22469097
+# %% ../../nbs/90_apps/01_shell.ipynb #1bd4e379
 import asyncio
 import io
 import logging
@@ -36,7 +36,7 @@ from ..core import LLMOpsError, share_path
 if TYPE_CHECKING:
     import pandas as pd
 
-# %% ../../nbs/90_apps/01_shell.ipynb #73cd48b2
+# %% ../../nbs/90_apps/01_shell.ipynb #c5a8c9bd
 _log = logging.getLogger("llmops_kit.apps")
 
 
@@ -51,7 +51,7 @@ def sentence_for(error: BaseException, doing: str = "do this") -> str:
         f"error {number} in the server's log."
     )
 
-# %% ../../nbs/90_apps/01_shell.ipynb #cec13c68
+# %% ../../nbs/90_apps/01_shell.ipynb #00493fd3
 class Superseded(Exception):
     """Raised inside work whose result nobody waits for any more; never shown."""
 
@@ -86,7 +86,8 @@ class App(pn.viewable.Viewer):
     def __panel__(self) -> pn.viewable.Viewable:
         controls = self.controls()
         sides = [pn.Column(controls, width=300)] if controls else []
-        return pn.Row(*sides, pn.Column(status(self), self.main()), sizing_mode="stretch_width")
+        main = pn.Column(status(self), self.main(), sizing_mode="stretch_width")
+        return pn.Row(*sides, main, sizing_mode="stretch_width")
 
     def attempt(self, doing: str) -> "Attempt":
         """A context in which an exception becomes the screen's `problem`."""
@@ -102,7 +103,7 @@ class App(pn.viewable.Viewer):
             return page(self).servable(title=f"{self.title} · llmops-kit")
         return super().servable(*args, **params)
 
-# %% ../../nbs/90_apps/01_shell.ipynb #3e2c748f
+# %% ../../nbs/90_apps/01_shell.ipynb #defa641e
 class Attempt:
     """Turns an exception inside `with` into `app.problem`; success of the same work clears it."""
 
@@ -123,7 +124,7 @@ class Attempt:
             self.app.problem = sentence_for(error, self.doing)
         return isinstance(error, Exception)
 
-# %% ../../nbs/90_apps/01_shell.ipynb #c6029a28
+# %% ../../nbs/90_apps/01_shell.ipynb #50738c0b
 Tell = Callable[[float], None]
 Work = Callable[[Tell], Any]
 
@@ -157,7 +158,7 @@ def run_work(app: App, doing: str, function: Work, done: Callable[[Any], None]) 
     app.param.update(busy=doing, progress=0.0)
     pn.state.execute(task)
 
-# %% ../../nbs/90_apps/01_shell.ipynb #aed758ba
+# %% ../../nbs/90_apps/01_shell.ipynb #d812608e
 def _teller(app: App, doing: str, ticket: object, doc: Any) -> Tell:
     last = 0.0
 
@@ -171,7 +172,7 @@ def _teller(app: App, doing: str, ticket: object, doc: Any) -> Tell:
 
     return tell
 
-# %% ../../nbs/90_apps/01_shell.ipynb #f73979f6
+# %% ../../nbs/90_apps/01_shell.ipynb #f97c30bd
 def status_markup(problem: str, busy: str, progress: float, floating: bool = False) -> str:
     """The error box and the progress line of a screen, or an empty string when it is at rest."""
     parts = []
@@ -201,7 +202,7 @@ def side_by_side(*objects: Any) -> pn.Row:
     styles = {"gap": "12px", "align-items": "stretch"}
     return pn.Row(*objects, styles=styles, sizing_mode="stretch_width", margin=(0, 0, 12, 0))
 
-# %% ../../nbs/90_apps/01_shell.ipynb #74f99084
+# %% ../../nbs/90_apps/01_shell.ipynb #3e78dda8
 def csv_text(table: "pd.DataFrame") -> str:
     """The table as CSV, without its index; texts that a spreadsheet would run are defused."""
 
@@ -225,7 +226,7 @@ def csv_button(table: Callable[[], "pd.DataFrame"], filename: str) -> pn.viewabl
         margin=(4, 0),
     )
 
-# %% ../../nbs/90_apps/01_shell.ipynb #57bf06e8
+# %% ../../nbs/90_apps/01_shell.ipynb #ff6e06cc
 def code_line(code: str) -> str:
     """Markup of a line of code with a button that copies it."""
     shown = escape(code)
@@ -239,7 +240,7 @@ def code_pane(code: Any) -> pn.viewable.Viewable:
     body = code_line(code) if isinstance(code, str) else pn.bind(code_line, code)
     return markup(body, css=CODE_CSS)
 
-# %% ../../nbs/90_apps/01_shell.ipynb #12d2459d
+# %% ../../nbs/90_apps/01_shell.ipynb #58e5e886
 @dataclass(frozen=True)
 class PageInfo:
     """A page of the workbench: its launcher's name, its title, and what one does there."""
@@ -274,7 +275,7 @@ def link(slug: str, dark: bool = False) -> str:
     """The address of a page beside the present one; it carries the reader's choice of mode."""
     return f"./{slug}?theme=dark" if dark else f"./{slug}"
 
-# %% ../../nbs/90_apps/01_shell.ipynb #2fa8b424
+# %% ../../nbs/90_apps/01_shell.ipynb #3c5d100e
 def navigation(current: str, dark: bool = False) -> str:
     """Markup of the links between the pages, the current one marked."""
     links = (
@@ -284,7 +285,7 @@ def navigation(current: str, dark: bool = False) -> str:
     )
     return f'<nav aria-label="Pages">{"".join(links)}</nav>'
 
-# %% ../../nbs/90_apps/01_shell.ipynb #94bbd5d1
+# %% ../../nbs/90_apps/01_shell.ipynb #8b9d672c
 def heading(app: App) -> pn.viewable.Viewable:
     """The screen's title and the line that says what it is for."""
     return markup(
@@ -297,13 +298,8 @@ def page(app: App) -> Any:
     import panel_material_ui as pmui
 
     controls = app.controls()
-    inside = pn.Column(
-        heading(app),
-        status(app, floating=True),
-        app.main(),
-        margin=(20, 28, 32, 28),
-        sizing_mode="stretch_width",
-    )
+    parts = heading(app), status(app, floating=True), app.main()
+    inside = pn.Column(*parts, margin=(20, 28, 32, 28), sizing_mode="stretch_width")
     result = pmui.Page(
         title="llmops-kit",
         meta_title=f"{app.title} · llmops-kit",
@@ -323,4 +319,6 @@ def page(app: App) -> Any:
     result.param.watch(lambda event: setattr(app, "dark", event.new), "dark_theme")
     app.dark = result.dark_theme
     pn.state.onload(lambda: app.param.trigger("dark"))  # figures follow the page's theme once drawn
+    if _in_session():
+        pn.state.on_session_destroyed(lambda _: app._tickets.clear())  # `tell` ends what still runs
     return result

@@ -7,8 +7,9 @@ __all__ = ['LIGHT', 'DARK', 'MODES', 'CHUNK_COLOURS', 'CHUNK_ALPHA', 'GOLD', 'SE
            'CODE_CSS', 'NAV_CSS', 'PAGE_SX', 'THEME_CONFIG', 'LOGO', 'FAVICON', 'rgb', 'contrast', 'blend', 'tint',
            'escape', 'markup', 'plotly_template', 'styled']
 
-# %% ../../nbs/90_apps/00_theme.ipynb #11c36f06
+# %% ../../nbs/90_apps/00_theme.ipynb #480b8ad0
 import html as _html
+from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     import panel as pn
     import plotly.graph_objects as go
 
-# %% ../../nbs/90_apps/00_theme.ipynb #848daef1
+# %% ../../nbs/90_apps/00_theme.ipynb #29b7fe89
 def rgb(colour: str) -> tuple[int, int, int]:
     """Red, green and blue of "#rrggbb", each 0 to 255."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
@@ -34,7 +35,7 @@ def contrast(text: str, background: str) -> float:
     low, high = sorted((luminance(text), luminance(background)))
     return (high + 0.05) / (low + 0.05)
 
-# %% ../../nbs/90_apps/00_theme.ipynb #ccdb4ad3
+# %% ../../nbs/90_apps/00_theme.ipynb #042a9459
 LIGHT = {
     "primary": "#0b6b6f",
     "background": "#f5f7f8",
@@ -51,14 +52,14 @@ DARK = {
 }
 MODES = {"light": LIGHT, "dark": DARK}
 
-# %% ../../nbs/90_apps/00_theme.ipynb #8e80f3ab
+# %% ../../nbs/90_apps/00_theme.ipynb #7a57e34f
 def blend(colour: str, alpha: float, background: str) -> str:
     """The "#rrggbb" seen where `colour` lies over `background` with opacity alpha in [0, 1]."""
     over, under = rgb(colour), rgb(background)
     mixed = (round(alpha * o + (1 - alpha) * u) for o, u in zip(over, under, strict=True))
     return "#" + "".join(f"{value:02x}" for value in mixed)
 
-# %% ../../nbs/90_apps/00_theme.ipynb #b0333eff
+# %% ../../nbs/90_apps/00_theme.ipynb #a964058d
 CHUNK_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7")
 CHUNK_ALPHA = 0.22
 GOLD = "#c2410c"
@@ -69,7 +70,7 @@ def tint(colour: str, alpha: float = CHUNK_ALPHA) -> str:
     """`colour` as a translucent CSS colour, legible behind text in both modes."""
     return "rgba({}, {}, {}, {:g})".format(*rgb(colour), alpha)
 
-# %% ../../nbs/90_apps/00_theme.ipynb #32d6df41
+# %% ../../nbs/90_apps/00_theme.ipynb #f1632211
 def escape(text: object, limit: int | None = None) -> str:
     """`text` for HTML, between tags or in quotes; cut to `limit` characters with an ellipsis."""
     shown = str(text)
@@ -78,7 +79,7 @@ def escape(text: object, limit: int | None = None) -> str:
     shown = "".join("\ufffd" if ord(c) < 32 and c not in "\n\t" else c for c in shown)
     return _html.escape(shown, quote=True)
 
-# %% ../../nbs/90_apps/00_theme.ipynb #aebedefd
+# %% ../../nbs/90_apps/00_theme.ipynb #a3ca5c25
 _RULES = [
     *(f".c{i} {{ background: {tint(c)}; --edge: {c}; }}" for i, c in enumerate(CHUNK_COLOURS)),
     *(f".s{name} {{ background: {colour}; }}" for name, colour in SETTING_COLOURS.items()),
@@ -111,7 +112,7 @@ tr:last-child td {{ border-bottom: 0; }}
 {chr(10).join(_RULES)}
 """
 
-# %% ../../nbs/90_apps/00_theme.ipynb #83bffe48
+# %% ../../nbs/90_apps/00_theme.ipynb #39513212
 STATUS_CSS = """
 .box { border-left: 4px solid #c2410c; background: #c2410c1f; border-radius: 6px;
   padding: 10px 14px; margin: 0 0 12px; overflow-wrap: anywhere; white-space: pre-line; }
@@ -128,6 +129,7 @@ CARD = {
     "border": "1px solid var(--mui-palette-divider, var(--jp-border-color2, #80808040))",
     "border-radius": "10px",
     "padding": "14px 16px",
+    "align-self": "stretch",
 }
 
 CODE_CSS = """
@@ -138,7 +140,7 @@ button { border: 1px solid var(--line); background: transparent; color: var(--ac
   cursor: pointer; border-radius: 6px; padding: 4px 12px; font: 500 13px Roboto, sans-serif; }
 """
 
-# %% ../../nbs/90_apps/00_theme.ipynb #8ecbe2ed
+# %% ../../nbs/90_apps/00_theme.ipynb #02ee6e5d
 NAV_CSS = """
 nav { display: flex; gap: 4px; margin-left: 20px; }
 nav a { color: var(--muted); text-decoration: none; font-weight: 500; padding: 7px 12px;
@@ -161,20 +163,33 @@ PAGE_SX = {
     "& .sidebar": {"backgroundColor": "background.paper", "backgroundImage": "none"},
 }
 
-# %% ../../nbs/90_apps/00_theme.ipynb #d9bc5eaa
+# %% ../../nbs/90_apps/00_theme.ipynb #c9dd10c0
 def markup(body: Any, css: str = "", **params: Any) -> "pn.pane.HTML":
     """An HTML pane in the kit's look; `body` is trusted markup, its data escaped.
 
     It may be a bound function that returns markup; the pane then follows the function's inputs.
     """
-    import panel as pn
-
     sheets = [CSS, css] if css else [CSS]
     if "width" not in params:
         params.setdefault("sizing_mode", "stretch_width")
-    return pn.pane.HTML(body, stylesheets=sheets, **{"margin": 0, **params})
+    return _pane()(body, stylesheets=sheets, **{"margin": 0, **params})
 
-# %% ../../nbs/90_apps/00_theme.ipynb #c8272465
+
+@cache
+def _pane() -> Any:
+    import panel as pn
+
+    class Markup(pn.pane.HTML):
+        """An HTML pane that sends its style sheets once: in JupyterLab, Panel's own asks a CDN for
+        them at each update, also where they were inlined at first."""
+
+        def _update(self, ref: str, model: Any) -> None:
+            properties = self._get_properties(model.document)
+            model.update(**{k: v for k, v in properties.items() if k != "stylesheets"})
+
+    return Markup
+
+# %% ../../nbs/90_apps/00_theme.ipynb #18bd5401
 def _palette(mode: dict[str, str]) -> dict[str, Any]:
     return {
         "palette": {
@@ -189,7 +204,7 @@ def _palette(mode: dict[str, str]) -> dict[str, Any]:
 
 THEME_CONFIG = {name: _palette(mode) for name, mode in MODES.items()}
 
-# %% ../../nbs/90_apps/00_theme.ipynb #0060eada
+# %% ../../nbs/90_apps/00_theme.ipynb #e30bfce7
 def plotly_template(dark: bool = False) -> "go.layout.Template":
     """Ink, grid and colours of the setting marks for a Plotly figure in one mode."""
     import plotly.graph_objects as go
@@ -219,7 +234,7 @@ def styled(figure: "go.Figure", height: int = 260, dark: bool = False) -> "go.Fi
         legend={"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
     )
 
-# %% ../../nbs/90_apps/00_theme.ipynb #578283c9
+# %% ../../nbs/90_apps/00_theme.ipynb #442e63e0
 def _logo() -> str:
     rows = [(6, 12, 8), (14, 6, 14), (22, 9, 5)]
     bars = []

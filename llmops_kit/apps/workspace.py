@@ -6,7 +6,7 @@
 __all__ = ['START', 'WAYS', 'THREADED', 'ChunkingState', 'golds_of', 'recut', 'upload', 'upload_questions', 'corpus_of',
            'measure']
 
-# %% ../../nbs/90_apps/05_workspace.ipynb #b8c1baef
+# %% ../../nbs/90_apps/05_workspace.ipynb #ff81690f
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from ..rag.measure import RetrievalReport
 if TYPE_CHECKING:
     import pandas as pd
 
-# %% ../../nbs/90_apps/05_workspace.ipynb #f7868cce
+# %% ../../nbs/90_apps/05_workspace.ipynb #31029e23
 START = "billing/invoices-and-payment.md"
 WAYS: tuple[Way, ...] = (("fixed", 200, 0), ("recursive", 200, 0), ("sentence", 200, 0))
 
@@ -75,7 +75,7 @@ class ChunkingState(App):
         """The settings that are compared, by letter."""
         return {name: way for name, way in self.settings.items() if name != "C" or self.third}
 
-# %% ../../nbs/90_apps/05_workspace.ipynb #ab738a33
+# %% ../../nbs/90_apps/05_workspace.ipynb #7891f5b0
 THREADED = 200_000
 
 
@@ -106,7 +106,7 @@ def recut(state: ChunkingState) -> None:
         with state.attempt("cut the text"):
             done(chunks(lambda share: None))
 
-# %% ../../nbs/90_apps/05_workspace.ipynb #0380a4e8
+# %% ../../nbs/90_apps/05_workspace.ipynb #b4bf5e44
 def upload(state: ChunkingState, name: str, raw: bytes) -> None:
     """Read an uploaded file (.md .txt .html .pdf) and show it."""
     state.work("read the file", lambda tell: read_document((name, raw)), state.choose)
@@ -130,7 +130,7 @@ def upload_questions(state: ChunkingState, name: str, raw: bytes) -> None:
 
     state.work("read the questions", read, done)
 
-# %% ../../nbs/90_apps/05_workspace.ipynb #b61041f0
+# %% ../../nbs/90_apps/05_workspace.ipynb #b910d7a4
 def corpus_of(state: ChunkingState) -> tuple[list[Document], list[Question]]:
     """The documents to search and the questions to ask: the handbook's, or the user's own."""
     sample = state.document in state.samples
@@ -145,7 +145,7 @@ def corpus_of(state: ChunkingState) -> tuple[list[Document], list[Question]]:
     ]
     return documents, questions
 
-# %% ../../nbs/90_apps/05_workspace.ipynb #5f2b09a0
+# %% ../../nbs/90_apps/05_workspace.ipynb #5698348f
 _measured: dict[tuple[Any, ...], RetrievalReport] = {}
 
 

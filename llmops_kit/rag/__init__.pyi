@@ -13,6 +13,7 @@ from .documents import read_questions as read_questions
 from .index import Index as Index
 from .index import build_index as build_index
 from .index import open_index as open_index
+from .measure import RetrievalReport as RetrievalReport
 from .measure import compare_settings as compare_settings
 from .measure import evaluate as evaluate
 from .retrieve import HybridRetriever as HybridRetriever

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['RETRIEVERS', 'Retriever', 'reciprocal_rank_fusion', 'HybridRetriever', 'make_retriever']
 
-# %% ../../nbs/20_rag/03_retrieve.ipynb #fc3a2e57
+# %% ../../nbs/20_rag/03_retrieve.ipynb #7935b5e9
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from ..core import DataError, Hit, Stage, Where
 from .index import Index
 
-# %% ../../nbs/20_rag/03_retrieve.ipynb #feb10179
+# %% ../../nbs/20_rag/03_retrieve.ipynb #cbe25b46
 @runtime_checkable
 class Retriever(Protocol):
     """Whatever finds chunks for a question: best first, at most k, all of them matching `where`."""
@@ -21,7 +21,7 @@ class Retriever(Protocol):
         """The best k hits, with a Stage for each step that placed them."""
         ...
 
-# %% ../../nbs/20_rag/03_retrieve.ipynb #4616b1ea
+# %% ../../nbs/20_rag/03_retrieve.ipynb #e9caf5f6
 def reciprocal_rank_fusion(
     rankings: Sequence[Sequence[Hit]], k: int = 10, rrf_k: float = 5.0, name: str = "hybrid"
 ) -> list[Hit]:
@@ -44,7 +44,7 @@ def reciprocal_rank_fusion(
         hit.stages[name] = Stage(rank, hit.score)
     return best
 
-# %% ../../nbs/20_rag/03_retrieve.ipynb #4fdfa62c
+# %% ../../nbs/20_rag/03_retrieve.ipynb #910b9f6d
 class HybridRetriever:
     """Several retrievers, merged by reciprocal rank fusion; `pool` hits are taken from each."""
 
@@ -68,7 +68,7 @@ class HybridRetriever:
         found = [retriever.search(query, pool, where) for retriever in self.retrievers]
         return reciprocal_rank_fusion(found, k, self.rrf_k, self.name)
 
-# %% ../../nbs/20_rag/03_retrieve.ipynb #55871a5e
+# %% ../../nbs/20_rag/03_retrieve.ipynb #007446f4
 RETRIEVERS = ("keyword", "vector", "hybrid")
 
 

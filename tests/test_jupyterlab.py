@@ -1,0 +1,85 @@
+"""The tutorial in a real JupyterLab: it runs, the explorer displays, and a slider works."""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import chromium, free_port, process, wait_for, watched
+
+pytestmark = pytest.mark.needs("chromium")
+ROOT = Path(__file__).parent.parent
+SETTINGS = {
+    "notebook-extension/tracker": {"windowingMode": "none"},  # cells out of sight stay in the page
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+}
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[str]:
+    """The address of a JupyterLab with the tutorial in it, set up as `make lab` does."""
+    work, port = tmp_path / "work", free_port()
+    work.mkdir()
+    shutil.copy(ROOT / "nbs" / "20_rag" / "tutorial_chunking.ipynb", work)
+    for name, settings in SETTINGS.items():
+        path = tmp_path / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings))
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
+    command += [
+        "--ServerApp.ip=127.0.0.1",
+        f"--ServerApp.port={port}",
+        "--ServerApp.port_retries=0",
+    ]
+    command += [
+        "--IdentityProvider.token=",
+        "--ServerApp.password=",
+        f"--ServerApp.root_dir={work}",
+    ]
+    env = {
+        "PANEL_INLINE": "true",
+        "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
+        "JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path / "workspaces"),
+        "IPYTHONDIR": str(tmp_path / "ipython"),
+    }
+    log = tmp_path / "lab.log"
+    with process(command, log, tmp_path, **env) as running:
+        wait_for(f"http://127.0.0.1:{port}/api", running, log)
+        yield f"http://127.0.0.1:{port}"
+
+
+def run_all(page: Any) -> None:
+    """Run every cell, once the kernel is there to take them."""
+    page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=90_000)
+    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(timeout=90_000)
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+
+
+def test_the_tutorial_displays_the_explorer(lab: str) -> None:
+    with chromium() as browser, watched(browser, height=1000) as (page, watch):
+        page.goto(f"{lab}/lab/tree/tutorial_chunking.ipynb?reset")
+        run_all(page)
+        last = page.locator(".jp-OutputArea-output", has_text="from llmops_kit.apps import")
+        last.wait_for(timeout=120_000)
+        head = page.locator(".head:has(.sA)")
+        head.wait_for(timeout=60_000)
+        assert "fixed" in head.inner_text()
+        head.scroll_into_view_if_needed()
+        if folder := os.environ.get("LLMOPS_KIT_SHOTS"):
+            page.screenshot(path=str(Path(folder) / "jupyterlab.png"))
+        slider = page.get_by_role("slider").first
+        before = head.inner_text()
+        slider.focus()
+        for _ in range(5):
+            page.keyboard.press("ArrowLeft")
+        page.locator("code", has_text="('fixed', 160, 40)").wait_for(timeout=30_000)
+        assert head.inner_text() != before
+        assert watch.outside == [], "\n".join(watch.outside)
+        errors = page.locator(".jp-OutputArea-output[data-mime-type*=stderr]").all_inner_texts()
+        assert not any("Error" in text for text in errors), errors
