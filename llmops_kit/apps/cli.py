@@ -6,7 +6,7 @@
 __all__ = ['app', 'OPTIONAL', 'PROGRAMS', 'VARIABLES', 'notebooks', 'summary', 'serve_command', 'workbench', 'execute', 'run',
            'parameters', 'list_notebooks', 'Check', 'checks', 'doctor', 'main']
 
-# %% ../../nbs/90_apps/09_cli.ipynb #47e37420
+# %% ../../nbs/90_apps/09_cli.ipynb #c673fd7e
 import importlib.metadata
 import json
 import os
@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
 from ..core import DataError, LLMOpsError, runs_path, share_path
 
-# %% ../../nbs/90_apps/09_cli.ipynb #79629c78
+# %% ../../nbs/90_apps/09_cli.ipynb #318f8123
 app = typer.Typer(
     help="The workbench, the runs and the health of llmops-kit.",
     no_args_is_help=True,
@@ -37,7 +38,7 @@ def notebooks(kind: str) -> dict[str, Path]:
     """Name -> path of the notebooks of a kind, "apps" or "runs"; empty when none are installed."""
     return {path.stem: path for path in sorted(share_path(kind).glob("*.ipynb"))}
 
-# %% ../../nbs/90_apps/09_cli.ipynb #59600f06
+# %% ../../nbs/90_apps/09_cli.ipynb #45cc966c
 def summary(path: Path) -> str:
     """What a notebook says of itself: the line quoted under its title, or nothing."""
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
@@ -47,7 +48,7 @@ def summary(path: Path) -> str:
                     return line[2:].strip()
     return ""
 
-# %% ../../nbs/90_apps/09_cli.ipynb #921219d2
+# %% ../../nbs/90_apps/09_cli.ipynb #171b053a
 def serve_command(port: int, address: str = "localhost", show: bool = False) -> list[str]:
     """The `panel serve` command of the workbench; DataError if the port is taken."""
     with socket.socket() as probe:
@@ -66,7 +67,7 @@ def serve_command(port: int, address: str = "localhost", show: bool = False) -> 
     command += ["--websocket-max-message-size", str(256 * 2**20), "--num-threads", "4"]
     return command + (["--show"] if show else [])
 
-# %% ../../nbs/90_apps/09_cli.ipynb #a8b52013
+# %% ../../nbs/90_apps/09_cli.ipynb #fe7f8be9
 @app.command()
 def workbench(
     port: Annotated[int, typer.Option(help="Port to serve on.")] = 5006,
@@ -83,7 +84,7 @@ def workbench(
         code = 0
     raise typer.Exit(code)
 
-# %% ../../nbs/90_apps/09_cli.ipynb #97cedb52
+# %% ../../nbs/90_apps/09_cli.ipynb #6f536bde
 def execute(name: str, arguments: list[str]) -> Path:
     """Run a notebook of "runs" by papermill with its options; the path of the executed notebook.
 
@@ -106,7 +107,7 @@ def execute(name: str, arguments: list[str]) -> Path:
         ) from None
     return output
 
-# %% ../../nbs/90_apps/09_cli.ipynb #2e508c83
+# %% ../../nbs/90_apps/09_cli.ipynb #53266922
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def run(
     context: typer.Context,
@@ -115,7 +116,7 @@ def run(
     """Execute a run; papermill's options follow its name, as in: run rag_report -p k 5."""
     typer.echo(f"Executed: {execute(name, context.args)}")
 
-# %% ../../nbs/90_apps/09_cli.ipynb #20b1e416
+# %% ../../nbs/90_apps/09_cli.ipynb #ef5a82db
 def parameters(path: Path) -> dict[str, str]:
     """Parameter name -> default, as written in the cell tagged "parameters"."""
     from papermill import inspect_notebook
@@ -135,7 +136,7 @@ def list_notebooks() -> None:
         for parameter, default in parameters(path).items():
             typer.echo(f"      -p {parameter:<12} default {default}")
 
-# %% ../../nbs/90_apps/09_cli.ipynb #946ced46
+# %% ../../nbs/90_apps/09_cli.ipynb #eccf8fd1
 @dataclass(frozen=True)
 class Check:
     """One line of the doctor: what was looked for, whether it is there, and what it is or needs."""
@@ -157,7 +158,7 @@ VARIABLES = {
     "LLMOPS_KIT_DATASETS": "a folder with public data sets",
 }
 
-# %% ../../nbs/90_apps/09_cli.ipynb #a82ea0e7
+# %% ../../nbs/90_apps/09_cli.ipynb #4aeff1ee
 def _embedder() -> Check:
     from llmops_kit.embed import default_embedder
 
@@ -172,13 +173,26 @@ def _llm() -> Check:
     return Check("language model", True, f"{default_llm().name} answers by default")
 
 
+def _endpoint() -> Iterator[Check]:
+    """Whether the server named by OPENAI_BASE_URL takes connections; nothing is sent to it."""
+    url = urlsplit(os.environ.get("OPENAI_BASE_URL", ""))
+    if url.hostname:
+        port = url.port or (443 if url.scheme == "https" else 80)
+        try:
+            socket.create_connection((url.hostname, port), timeout=3).close()
+            yield Check("provider's server", True, f"{url.hostname}:{port} takes connections")
+        except OSError as error:
+            detail = f"{url.hostname}:{port} does not answer ({error}); start it or mend the URL"
+            yield Check("provider's server", False, detail)
+
+
 def _guarded(name: str, check: Any) -> Check:
     try:
         return check()
     except LLMOpsError as error:
         return Check(name, False, str(error))
 
-# %% ../../nbs/90_apps/09_cli.ipynb #020cd235
+# %% ../../nbs/90_apps/09_cli.ipynb #d7ad9f42
 def checks() -> Iterator[Check]:
     """What this installation has and lacks: models, keys, extras, programs, folders."""
     yield Check("llmops-kit", True, importlib.metadata.version("llmops-kit"))
@@ -195,6 +209,7 @@ def checks() -> Iterator[Check]:
     for name, use in PROGRAMS.items():
         place = shutil.which(name)
         yield Check(name, bool(place), place or f"not on the PATH; only {use} need it")
+    yield from _endpoint()
     yield Check("results", True, f"kept in {runs_path('x').parent}")
 
 
@@ -204,7 +219,7 @@ def doctor() -> None:
     for check in checks():
         typer.echo(f"{'yes' if check.found else 'no ':<4}{check.name:<22}{check.detail}")
 
-# %% ../../nbs/90_apps/09_cli.ipynb #2eceff8b
+# %% ../../nbs/90_apps/09_cli.ipynb #0c8a0078
 def main() -> None:
     """The console script: errors of the kit end as a sentence and exit code 1."""
     try:
