@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OPENAI_URL', 'T', 'log', 'OpenAILLM']
 
-# %% ../nbs/00_base/06_endpoint.ipynb #25d9c056
+# %% ../nbs/00_base/06_endpoint.ipynb #2d02a422
 import asyncio
 import json
 import logging
@@ -31,7 +31,7 @@ from llmops_kit.calls import (
 from .core import Completion, DataError, ProviderError, Usage, require
 from .llm import LLM, Event, Prompt, as_messages
 
-# %% ../nbs/00_base/06_endpoint.ipynb #18f2d31b
+# %% ../nbs/00_base/06_endpoint.ipynb #572da9d7
 OPENAI_URL = "https://api.openai.com/v1"
 
 
@@ -70,7 +70,7 @@ class _Endpoint:
         """The price of a call at this address."""
         return price_usd(model, usage, self._secrets()[0])
 
-# %% ../nbs/00_base/06_endpoint.ipynb #101f8b00
+# %% ../nbs/00_base/06_endpoint.ipynb #942afa35
 def _checked_key(key: str, needed: bool) -> str:
     key = key.strip()
     if needed and not key:
@@ -82,17 +82,19 @@ def _checked_key(key: str, needed: bool) -> str:
         )
     return key
 
-# %% ../nbs/00_base/06_endpoint.ipynb #dd6c38f7
-async def _kept(client: Any, forget: Callable[[], Any]) -> AsyncGenerator[Any, None]:
+# %% ../nbs/00_base/06_endpoint.ipynb #f9f0ce0d
+async def _kept(client: Any, clients: weakref.ref[Any], loop: Any) -> AsyncGenerator[Any, None]:
     """Holds a client open; closes it in its own loop, when that ends or nothing holds this."""
     try:
         yield client
     finally:
-        forget()
+        known = clients()
+        if known is not None and known.get(loop, (None,))[0] is client:
+            del known[loop]
         await client.close()
         await asyncio.sleep(0)  # a socket is closed one turn of the loop later
 
-
+# %% ../nbs/00_base/06_endpoint.ipynb #b4ed0cf5
 class _Clients(_Endpoint):
     """The endpoint's connections: `client` gives the running loop's, `close` closes all."""
 
@@ -110,8 +112,7 @@ class _Clients(_Endpoint):
         if loop not in self._clients:
             client = await asyncio.to_thread(self._new_client)  # the first import takes a second
             if loop not in self._clients:
-                clients = weakref.ref(self._clients)  # a strong one would keep them all alive
-                keeper = _kept(client, lambda: (clients() or {}).pop(loop, None))
+                keeper = _kept(client, weakref.ref(self._clients), loop)
                 self._clients[loop] = client, keeper
                 await anext(keeper)
         return self._clients[loop][0]
@@ -123,7 +124,7 @@ class _Clients(_Endpoint):
             if not loop.is_closed():
                 asyncio.run_coroutine_threadsafe(keeper.aclose(), loop)
 
-# %% ../nbs/00_base/06_endpoint.ipynb #fb8e22a8
+# %% ../nbs/00_base/06_endpoint.ipynb #95ccc005
 T = TypeVar("T")
 
 
@@ -148,7 +149,7 @@ class _Patience:
         finally:
             self.left -= time.perf_counter() - started
 
-# %% ../nbs/00_base/06_endpoint.ipynb #846e222c
+# %% ../nbs/00_base/06_endpoint.ipynb #75154ca3
 @dataclass
 class _Reply:
     """The answer as it comes in: text, usage, finish reason."""
@@ -184,7 +185,7 @@ class _Reply:
                 self.first_token_at = self.first_token_at or time.perf_counter()
         return text
 
-# %% ../nbs/00_base/06_endpoint.ipynb #a8ef00f1
+# %% ../nbs/00_base/06_endpoint.ipynb #c0ed5a0e
 class _Protocol:
     """One model at one endpoint: builds requests, opens them, reads answers. No retries."""
 
@@ -223,7 +224,7 @@ class _Protocol:
                     raise
                 self.lacks.update(refused)
 
-# %% ../nbs/00_base/06_endpoint.ipynb #5d48ee2a
+# %% ../nbs/00_base/06_endpoint.ipynb #2c66abc9
 class _Attempt:
     """One attempt at one call: `items` yields the text pieces; `reply` holds what came in."""
 
@@ -274,7 +275,7 @@ class _Attempt:
             meta,
         )
 
-# %% ../nbs/00_base/06_endpoint.ipynb #13b5f51f
+# %% ../nbs/00_base/06_endpoint.ipynb #e1dc8135
 log = logging.getLogger("llmops_kit")
 
 
@@ -301,7 +302,7 @@ class _Patient:
         )
         return clean, asked
 
-# %% ../nbs/00_base/06_endpoint.ipynb #d1f13b9c
+# %% ../nbs/00_base/06_endpoint.ipynb #c6789a32
 class _Attempts(_Patient):
     """Attempts at one call, until one succeeds or another is not worth it."""
 
@@ -335,7 +336,7 @@ class _Attempts(_Patient):
         completion.meta.update(attempts=len(faults) + 1, **({"faults": faults} if faults else {}))
         yield Event("complete", completion=completion)
 
-# %% ../nbs/00_base/06_endpoint.ipynb #a36a4585
+# %% ../nbs/00_base/06_endpoint.ipynb #c3cd12a1
 class OpenAILLM(LLM):
     """A model at any OpenAI-compatible endpoint; connections close with their loop or `close()`.
 

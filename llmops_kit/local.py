@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LocalLLM']
 
-# %% ../nbs/00_base/06_local.ipynb #283a1cd2
+# %% ../nbs/00_base/06_local.ipynb #ef758b03
 import asyncio
 import os
 import secrets
@@ -21,7 +21,7 @@ from typing import Any
 from .core import Completion, DataError, LLMOpsError, ProviderError, Usage, require
 from .llm import LLM, Event, Prompt, as_messages
 
-# %% ../nbs/00_base/06_local.ipynb #e2f1fe66
+# %% ../nbs/00_base/06_local.ipynb #9299fc7f
 _WORKER = ThreadPoolExecutor(1, thread_name_prefix="llmops-kit-local")
 _LOCAL_PARAMS = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop")
 
@@ -37,7 +37,7 @@ def _check_local(params: dict[str, Any], where: str) -> dict[str, Any]:
     options = {"max_tokens": 256, "temperature": 0.0, "seed": secrets.randbits(32), **given}
     return {**options, "stop": [stop] if isinstance(stop, str) else list(stop)}
 
-# %% ../nbs/00_base/06_local.ipynb #0752dd7a
+# %% ../nbs/00_base/06_local.ipynb #e4a1fba6
 @dataclass
 class _UntilStop:
     """Passes text on up to the first stop text, holding back what may turn into one."""
@@ -55,7 +55,7 @@ class _UntilStop:
         out, self.held = self.held[:end], "" if found else self.held[end:]
         return out
 
-# %% ../nbs/00_base/06_local.ipynb #4e50a9cb
+# %% ../nbs/00_base/06_local.ipynb #7695b3b5
 class _Weights:
     """A tokenizer and a causal model, loaded at first use; methods run in the worker thread."""
 
@@ -88,7 +88,7 @@ class _Weights:
             ) from None
         self.model = model.to(device).eval()
 
-# %% ../nbs/00_base/06_local.ipynb #9063ea64
+# %% ../nbs/00_base/06_local.ipynb #3f98b9d3
 class _Generator(_Weights):
     """Encodes prompts and generates, in the worker thread."""
 
@@ -119,7 +119,7 @@ class _Generator(_Weights):
             )
         return min(wanted, free)
 
-# %% ../nbs/00_base/06_local.ipynb #d872e963
+# %% ../nbs/00_base/06_local.ipynb #e01d5a4c
 class _Job:
     """One generation, the worker's side: text goes to the streamer, `stopped` ends it."""
 
@@ -159,7 +159,7 @@ class _Job:
 
         return torch.full((ids.shape[0],), self.stopped.is_set(), device=ids.device)
 
-# %% ../nbs/00_base/06_local.ipynb #fa8114a3
+# %% ../nbs/00_base/06_local.ipynb #c0d524a6
 class _Run(_Job):
     """One generation, the reader's side: `texts` yields, then `usage` and `finish` are known."""
 
@@ -195,7 +195,7 @@ class _Run(_Job):
             self.stopped.set()
             work.cancel()
 
-# %% ../nbs/00_base/06_local.ipynb #6e94fe07
+# %% ../nbs/00_base/06_local.ipynb #12bd8344
 class LocalLLM(LLM):
     """A transformers causal model by folder or name, run in this process; greedy by default.
 

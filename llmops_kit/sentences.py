@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['Block', 'block_spans', 'sentence_spans']
 
-# %% ../nbs/00_base/02_sentences.ipynb #c2deecc5
+# %% ../nbs/00_base/02_sentences.ipynb #144bcef8
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-# %% ../nbs/00_base/02_sentences.ipynb #cf1b0a1e
+# %% ../nbs/00_base/02_sentences.ipynb #8bdc2ecd
 class Block(NamedTuple):
     """A block of Markdown at [start, end); `level` is 1-6 for a heading, else 0.
 
@@ -34,7 +34,7 @@ def _is_rule(line: str) -> bool:
     bare = line.replace(" ", "").replace("\t", "")
     return len(bare) >= 3 and bare[0] in "-*_" and not bare.strip(bare[0])
 
-# %% ../nbs/00_base/02_sentences.ipynb #9b640f45
+# %% ../nbs/00_base/02_sentences.ipynb #7bf45fc3
 def _line_kind(line: str, indent: int, above: Block | None) -> tuple[str, int]:
     """The kind and heading level of a line that is not in a fence; "more" continues `above`."""
     kind = above.kind if above else ""
@@ -60,7 +60,7 @@ def _line_kind(line: str, indent: int, above: Block | None) -> tuple[str, int]:
         return ("more" if "|" in line else "paragraph"), 0
     return ("more" if kind in ("paragraph", "list", "quote") else "paragraph"), 0
 
-# %% ../nbs/00_base/02_sentences.ipynb #02f8ba6e
+# %% ../nbs/00_base/02_sentences.ipynb #b79f8aaa
 def block_spans(text: str) -> list[Block]:
     """The Markdown blocks of a text, in order; together they hold every non-space character."""
     blocks: list[Block] = []
@@ -105,7 +105,7 @@ def _place(
         blocks.append(Block(name, start, end, level))
     return None if name in ("heading", "rule", "underline") else blocks[-1]
 
-# %% ../nbs/00_base/02_sentences.ipynb #25bbdfc1
+# %% ../nbs/00_base/02_sentences.ipynb #51223135
 def _set(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
@@ -125,6 +125,8 @@ _MAYBE = _set(
     "inc ltd co corp llc plc jr bros ave blvd str rd min max avg est dept univ assn ave fig figs op"
     " jan feb mar apr jun jul aug sep sept oct nov dec ph.d m.sc b.sc"
 )
+
+# %% ../nbs/00_base/02_sentences.ipynb #9d390c37
 _STARTERS = _set(
     "The A An This That These Those It He She We They You I There Here If In On At As For From"
     " But And Or So Yet When While Where Then However Also Its His Her Our Their My Your To After"
@@ -138,7 +140,7 @@ _AFTER_ORDINAL = _set(
     " Jahrhundert Auflage Klasse Stock Platz Kapitel Quartal Weltkrieg"
 )
 
-# %% ../nbs/00_base/02_sentences.ipynb #a89648dc
+# %% ../nbs/00_base/02_sentences.ipynb #39a33180
 _CLOSERS = r"(?:[\"'”’»›)\]}*_`」』】》〉）”’]|\[\d{1,3}\])*+"
 _END = re.compile(rf"(?<![.!?…])([.!?…]++){_CLOSERS}(?=\s)|[。｡！？।॥؟۔։።။។།‼⁇⁈⁉]++{_CLOSERS}")
 _NEXT = re.compile(r"\s*+[\"'“‘«‹(\[{*_¿¡—–-]*+(`?)(\w{0,24})")
@@ -167,7 +169,7 @@ def _ends(text: str, start: int, stop: int) -> Iterator[int]:
         elif mark != "." or _is_end(text, start, match.start(), word):
             yield cut
 
-# %% ../nbs/00_base/02_sentences.ipynb #6db26f1d
+# %% ../nbs/00_base/02_sentences.ipynb #d862dfca
 def _is_end(text: str, start: int, dot: int, word: str) -> bool:
     """Whether the single full stop at `dot` ends a sentence when `word` comes next."""
     if dot == start or text[dot - 1].isspace():
@@ -191,7 +193,7 @@ def _is_end(text: str, start: int, dot: int, word: str) -> bool:
         return word in _STARTERS
     return True
 
-# %% ../nbs/00_base/02_sentences.ipynb #da741e1b
+# %% ../nbs/00_base/02_sentences.ipynb #c469bf27
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
     piece = text[start:end]
     start += len(piece) - len(piece.lstrip())

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from llmops_kit.core import Chunk, DataError, Document, Hit, ProviderError, StoreError
 from llmops_kit.llm import ABSTAIN, LLM, Completion, Event, Reply, ScriptedLLM
-from llmops_kit.rag.answer import (
-    Answer,
-    RAGPipeline,
+from llmops_kit.rag.answer import Answer, RAGPipeline
+from llmops_kit.rag.sources import (
     adds_nothing,
     check_citations,
     find_citations,

@@ -1,5 +1,7 @@
 """Properties that every chunker of CHUNKERS must hold, on hostile text."""
 
+import pickle
+import time
 from itertools import pairwise
 
 import pytest
@@ -7,8 +9,15 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from llmops_kit.core import DataError, Document
-from llmops_kit.rag.chunk import CHUNKERS, MIN_TOKENS
-from llmops_kit.text import count_tokens, parts_of, sentence_spans, token_spans, words_of
+from llmops_kit.rag.chunk import CHUNKERS, MIN_TOKENS, atoms_of, recursive_chunk
+from llmops_kit.text import (
+    block_spans,
+    count_tokens,
+    parts_of,
+    sentence_spans,
+    token_spans,
+    words_of,
+)
 
 LINES = [
     "# Title",
@@ -60,9 +69,7 @@ HOSTILE = st.one_of(
         st.integers(1, 60),
     ),
 )
-PROPERTY = settings(
-    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow]
-)
+PROPERTY = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 
 
 def covered(text, spans):
@@ -111,6 +118,55 @@ def test_sentences_cover_in_order(text):
     assert not covered(text, spans)
     assert all(text[a:b] == text[a:b].strip() != "" for a, b in spans)
     assert all(a[1] <= b[0] for a, b in pairwise(spans))
+
+
+@PROPERTY
+@given(text=HOSTILE, limit=st.integers(20, 120), share=st.floats(0, 0.9))
+def test_listings_and_tables_stay_whole_where_they_fit(text, limit, share):
+    chunks = recursive_chunk(limit, int(share * limit))(text)
+    for kind, start, end, _ in block_spans(text):
+        words = text[start:end].split()
+        if kind not in ("code", "table") or max(map(len, words), default=0) > 100:
+            continue  # a word of more than 100 characters costs more than its one token
+        if count_tokens(text[start:end]) <= limit:
+            assert any(chunk.start <= start and end <= chunk.end for chunk in chunks)
+
+
+@PROPERTY
+@given(text=HOSTILE, limit=st.integers(MIN_TOKENS, 40))
+def test_atoms_cost_no_more_than_the_limit(text, limit):
+    atoms = atoms_of(text, [(start, 4) for start, _ in sentence_spans(text)], limit)
+    assert (atoms.costs <= limit).all() and (atoms.starts[1:] >= atoms.ends[:-1]).all()
+    real = [count_tokens(text[a:b]) for a, b in zip(atoms.starts, atoms.ends, strict=True)]
+    assert (real <= atoms.costs).all()
+
+
+@pytest.mark.parametrize("kind", CHUNKERS)
+@pytest.mark.parametrize(
+    "unit", ["x", "ab,", "。", "\u200b", ". ", "| a ", "```\n", "e\u0301", "\x0c"]
+)
+def test_time_grows_with_the_length(kind, unit):
+    """A quadratic step would take minutes here; the bound is wide for a busy machine."""
+    text = unit * (60_000 // len(unit))
+    begin = time.perf_counter()
+    CHUNKERS[kind](64, 8)(text)
+    assert time.perf_counter() - begin < 8
+
+
+@pytest.mark.parametrize("kind", CHUNKERS)
+def test_travels_to_another_process(kind):
+    chunker = CHUNKERS[kind](50, 10)
+    again = pickle.loads(pickle.dumps(chunker))  # noqa: S301 - made one line above
+    assert again.name == repr(again) == f"{kind}(max_tokens=50, overlap=10)"
+    assert again("One. Two.") == chunker("One. Two.")
+
+
+def test_section_is_what_all_of_the_chunk_stands_under():
+    text = "# A\n\nIntro.\n\n## B\n\nOne.\n\n## C\n\nTwo.\n\nOld\n===\n\nThree.\n"
+    assert [c.meta.get("section") for c in recursive_chunk(200)(text)] == [None]
+    small = [(c.text, c.meta["section"]) for c in recursive_chunk(5)(text)]
+    assert small[0] == ("# A\n\nIntro.", "A") and small[-1][1] == "Old"
+    assert ("## B\n\nOne.", "A > B") in small
 
 
 @pytest.mark.parametrize("kind", CHUNKERS)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['WHOLE', 'NO_QUESTIONS', 'setting_controls', 'file_input', 'text_controls', 'facts', 'text_pane', 'chunk_rows',
-           'sizes_row', 'effect_markup', 'measure_soon', 'effect_card', 'ChunkingExplorer']
+           'sizes_row', 'effect_markup', 'measure_soon', 'effect_card', 'measured_rows', 'ChunkingExplorer']
 
-# %% ../../nbs/90_apps/06_chunking.ipynb #21699993
+# %% ../../nbs/90_apps/06_chunking.ipynb #9a5c3c86
 import asyncio
 from collections.abc import Callable
 from functools import partial
@@ -41,7 +41,7 @@ from ..text import count_tokens
 if TYPE_CHECKING:
     import pandas as pd
 
-# %% ../../nbs/90_apps/06_chunking.ipynb #943b93bc
+# %% ../../nbs/90_apps/06_chunking.ipynb #ce6cdbab
 def setting_controls(letter: str, setting: Setting) -> pn.viewable.Viewable:
     """A badge, a choice of the chunker and two sliders, bound to the setting."""
     import panel_material_ui as pmui
@@ -72,7 +72,7 @@ def file_input(label: str, take: Any) -> pn.viewable.Viewable:
     button.param.watch(lambda _: button.value and take(button.filename, button.value), "value")
     return button
 
-# %% ../../nbs/90_apps/06_chunking.ipynb #ed788884
+# %% ../../nbs/90_apps/06_chunking.ipynb #ee1de343
 def text_controls(state: ChunkingState) -> pn.viewable.Viewable:
     """The choice of the document and the two uploads."""
     import panel_material_ui as pmui
@@ -109,7 +109,7 @@ def facts(state: ChunkingState) -> str:
         f'<p class="legend small">{legend}</p>'
     )
 
-# %% ../../nbs/90_apps/06_chunking.ipynb #d2f354a1
+# %% ../../nbs/90_apps/06_chunking.ipynb #3af86ace
 def text_pane(state: ChunkingState, letter: str) -> pn.viewable.Viewable:
     """The card of one setting, which follows the cut."""
 
@@ -136,7 +136,7 @@ def chunk_rows(state: ChunkingState) -> "pd.DataFrame":
     columns = ["setting", "number", "document", "start", "end", "tokens", "section", "text"]
     return pd.DataFrame(rows, columns=columns)
 
-# %% ../../nbs/90_apps/06_chunking.ipynb #5baff0e2
+# %% ../../nbs/90_apps/06_chunking.ipynb #a4b4312a
 WHOLE = (
     "An answer is whole if one chunk holds all of it. A cut answer can still be found, but only in "
     "two pieces, and a reader of one piece is misled."
@@ -166,7 +166,7 @@ def sizes_row(state: ChunkingState) -> pn.viewable.Viewable:
     meaning = markup(f"<p class='muted small'>{WHOLE}</p>", margin=(0, 0, 8, 0))
     return side_by_side(left, card(markup("<h2>Counts</h2>"), rows, meaning, export))
 
-# %% ../../nbs/90_apps/06_chunking.ipynb #2cddeb91
+# %% ../../nbs/90_apps/06_chunking.ipynb #8b78ca44
 NO_QUESTIONS = (
     "Retrieval is measured on questions whose answers are known, and for these documents there are "
     "none. Add a file of questions: JSONL or CSV, in each row a question, an answer, the doc, and "
@@ -191,7 +191,7 @@ def effect_markup(
     )
     return f'<div class="{"old" if stale else "new"}">{effect_table(rows, note)}</div>'
 
-# %% ../../nbs/90_apps/06_chunking.ipynb #875cc442
+# %% ../../nbs/90_apps/06_chunking.ipynb #6a02a17a
 def measure_soon(state: ChunkingState, wait: float = 0.7) -> None:
     """Measure once nothing has changed for `wait` seconds; does nothing outside a server."""
     state.stale = True
@@ -225,9 +225,17 @@ def effect_card(state: ChunkingState) -> pn.viewable.Viewable:
     head = pn.Row(title, *choices, button, sizing_mode="stretch_width")
     fields = state.param.effect, state.param.busy, state.param.stale, state.param.document
     body = pn.bind(lambda rows, busy, stale, _: effect_markup(state, rows, busy, stale), *fields)
-    return card(head, markup(body, css=EFFECT_CSS), margin=(0, 0, 12, 0))
+    export = csv_button(partial(measured_rows, state), "retrieval.csv")
+    return card(head, markup(body, css=EFFECT_CSS), export, margin=(0, 0, 12, 0))
 
-# %% ../../nbs/90_apps/06_chunking.ipynb #d288f694
+
+def measured_rows(state: ChunkingState) -> "pd.DataFrame":
+    """The measured effect as a table, empty before anything was measured."""
+    import pandas as pd
+
+    return pd.DataFrame() if state.effect is None else state.effect
+
+# %% ../../nbs/90_apps/06_chunking.ipynb #d01450d3
 class ChunkingExplorer(ChunkingState):
     """Two or three chunkers side by side on one text, and their effect on retrieval."""
 

@@ -7,7 +7,7 @@ __all__ = ['Gold', 'PAINT_CSS', 'SHOWN', 'CARD_CSS', 'METRICS', 'Way', 'EFFECT_C
            'counts', 'text_card', 'sizes_figure', 'counts_table', 'ReportingEmbedder', 'measure_way', 'effect_rows',
            'effect_table']
 
-# %% ../../nbs/90_apps/02_cuts.ipynb #ff11e70a
+# %% ../../nbs/90_apps/02_cuts.ipynb #6fca5d57
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-# %% ../../nbs/90_apps/02_cuts.ipynb #247f2bcd
+# %% ../../nbs/90_apps/02_cuts.ipynb #2f1b2907
 class Setting(param.Parameterized):
     """One way to cut a text: a chunker of CHUNKERS, its limit and its overlap in tokens."""
 
@@ -58,7 +58,7 @@ class Setting(param.Parameterized):
         """The document's chunks under this setting."""
         return CHUNKERS[self.chunker](self.max_tokens, self.overlap)(document)
 
-# %% ../../nbs/90_apps/02_cuts.ipynb #44eb4097
+# %% ../../nbs/90_apps/02_cuts.ipynb #572ddb1b
 Gold = tuple[int, int, str]  # where an answer is, and the question that it answers
 
 
@@ -73,7 +73,7 @@ def segments(
         inside = [i for i, chunk in enumerate(chunks) if chunk.start <= start < chunk.end]
         yield start, stop, inside, [i for i, g in enumerate(golds) if g[0] <= start < g[1]]
 
-# %% ../../nbs/90_apps/02_cuts.ipynb #23d57d55
+# %% ../../nbs/90_apps/02_cuts.ipynb #b09705a8
 PAINT_CSS = f"""
 .text {{ font: 12.5px/1.65 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace;
   white-space: pre-wrap; overflow-wrap: anywhere; overflow-y: auto; max-height: 430px;
@@ -89,7 +89,7 @@ PAINT_CSS = f"""
 """
 SHOWN = 120_000  # characters painted at most; the counts always cover the whole text
 
-# %% ../../nbs/90_apps/02_cuts.ipynb #550084d2
+# %% ../../nbs/90_apps/02_cuts.ipynb #f5b5d6a3
 def paint(
     document: Document, chunks: Sequence[Chunk], golds: Sequence[Gold] = (), limit: int = SHOWN
 ) -> str:
@@ -118,7 +118,7 @@ def _tip(number: int, chunk: Chunk, total: int) -> str:
     where = f", {section}" if section else ""
     return f"Chunk {number + 1} of {total}, {count_tokens(chunk.text)} tokens{where}"
 
-# %% ../../nbs/90_apps/02_cuts.ipynb #e03fbf72
+# %% ../../nbs/90_apps/02_cuts.ipynb #590a428c
 def whole(chunks: Sequence[Chunk], golds: Sequence[Gold]) -> int:
     """How many of the answers lie entirely inside one chunk."""
     return sum(any(c.start <= g[0] and g[1] <= c.end for c in chunks) for g in golds)
@@ -136,7 +136,7 @@ def counts(chunks: Sequence[Chunk], golds: Sequence[Gold] = ()) -> dict[str, Any
         "answers": len(golds),
     }
 
-# %% ../../nbs/90_apps/02_cuts.ipynb #6c6e53da
+# %% ../../nbs/90_apps/02_cuts.ipynb #9dbfcaf2
 CARD_CSS = """
 .head { display: flex; align-items: center; flex-wrap: wrap; gap: 2px 10px; }
 .head b { font-size: 15px; } .head .muted { margin-left: auto; white-space: nowrap; }
@@ -151,7 +151,7 @@ def text_card(
     golds: Sequence[Gold] = (),
 ) -> str:
     """Markup of one setting's card: which it is, how many chunks it makes, and the painted text."""
-    kept = f" · {whole(chunks, golds)} of {len(golds)} answers whole" if golds else ""
+    kept = f" · {whole(chunks, golds)} of {len(golds)} whole" if golds else ""
     noun = "chunk" if len(chunks) == 1 else "chunks"
     return (
         f'<div class="card"><div class="head"><span class="badge s{letter}">{letter}</span>'
@@ -159,7 +159,7 @@ def text_card(
         f"</span></div>{paint(document, chunks, golds)}</div>"
     )
 
-# %% ../../nbs/90_apps/02_cuts.ipynb #e6d3c3dd
+# %% ../../nbs/90_apps/02_cuts.ipynb #185336f3
 def sizes_figure(sizes: Mapping[str, Sequence[int]], limit: int, dark: bool = False) -> "go.Figure":
     """How many chunks of which size, one colour a setting; bins are a sixteenth of `limit`."""
     import plotly.graph_objects as go
@@ -174,7 +174,7 @@ def sizes_figure(sizes: Mapping[str, Sequence[int]], limit: int, dark: bool = Fa
     figure.update_yaxes(title="chunks")
     return styled(figure, height=250, dark=dark)
 
-# %% ../../nbs/90_apps/02_cuts.ipynb #88985e0e
+# %% ../../nbs/90_apps/02_cuts.ipynb #735c1657
 def counts_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Markup of the counts, a row a setting, in the order of the letters."""
     names = ["chunks", "mean tokens", "smallest", "largest", "answers whole"]
@@ -188,7 +188,7 @@ def counts_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
         body += f"<tr><td>{badge}</td>{cells}</tr>"
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
-# %% ../../nbs/90_apps/02_cuts.ipynb #a0770bdc
+# %% ../../nbs/90_apps/02_cuts.ipynb #d1df720d
 class ReportingEmbedder(Embedder):
     """An embedder that calls `tell(share)` before each few texts; `total` texts are expected."""
 
@@ -205,7 +205,7 @@ class ReportingEmbedder(Embedder):
             self.done += len(some)
         return np.concatenate(parts)
 
-# %% ../../nbs/90_apps/02_cuts.ipynb #90a9dc74
+# %% ../../nbs/90_apps/02_cuts.ipynb #6c92191a
 METRICS = {"token_recall": "recall", "token_precision": "precision", "token_iou": "IoU"}
 Way = tuple[str, int, int]
 
@@ -241,7 +241,7 @@ def effect_rows(reports: Mapping[str, RetrievalReport]) -> "pd.DataFrame":
             rows.append({**place, **numbers, "against A": word})
     return pd.DataFrame(rows)
 
-# %% ../../nbs/90_apps/02_cuts.ipynb #1350bb69
+# %% ../../nbs/90_apps/02_cuts.ipynb #b57784f5
 EFFECT_CSS = """
 .scale { position: relative; height: 14px; margin: 3px 0 0; border-bottom: 1px solid var(--line); }
 .scale i { position: absolute; top: 6px; height: 3px; border-radius: 2px; opacity: .55; }

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AROUND', 'answer_html', 'sources_html', 'passage_html', 'Clickable']
 
-# %% ../../nbs/90_apps/03_passages.ipynb #94aed4d5
+# %% ../../nbs/90_apps/03_passages.ipynb #d956f668
 import re
 from collections.abc import Callable, Collection, Sequence
 from functools import cache
@@ -20,7 +20,7 @@ from ..core import Document, Hit
 from ..rag.convert import page_at
 from ..rag.sources import check_citations, source_title
 
-# %% ../../nbs/90_apps/03_passages.ipynb #da7b1a9d
+# %% ../../nbs/90_apps/03_passages.ipynb #244f36a1
 _OFF = ["image", "link", "autolink", "html_inline", "html_block", "reference"]
 
 
@@ -47,7 +47,7 @@ def answer_html(text: str, hits: Sequence[Hit]) -> str:
     checked = check_citations(text, len(hits))[0]
     return f'<div class="answer">{_markdown().render(checked, {"titles": titles})}</div>'
 
-# %% ../../nbs/90_apps/03_passages.ipynb #b5951b12
+# %% ../../nbs/90_apps/03_passages.ipynb #d1c8e018
 def sources_html(hits: Sequence[Hit], numbers: Collection[int], head: str) -> str:
     """A list of buttons, one for each of `numbers`: title, section and document."""
     rows = [
@@ -58,7 +58,7 @@ def sources_html(hits: Sequence[Hit], numbers: Collection[int], head: str) -> st
     ]
     return f'<div class="sources"><p class="muted small">{escape(head)}</p>{"".join(rows)}</div>'
 
-# %% ../../nbs/90_apps/03_passages.ipynb #b3146b4f
+# %% ../../nbs/90_apps/03_passages.ipynb #9763b67d
 AROUND = 6000  # characters shown before and after a passage
 
 
@@ -88,12 +88,12 @@ def passage_html(document: Document, hit: Hit, number: int) -> str:
         f'<div class="passage">{before}<mark>{_prose(chunk.text)}</mark>{after}</div>'
     )
 
-# %% ../../nbs/90_apps/03_passages.ipynb #d8f039a7
+# %% ../../nbs/90_apps/03_passages.ipynb #75dace88
 _CSS = """
 .answer { font-size: 15px; line-height: 1.6; overflow-wrap: anywhere; }
 .answer :is(p, ul, ol, table, pre) { margin: 0 0 8px; }
 .answer pre { overflow-x: auto; padding: 8px; border: 1px solid var(--line); border-radius: 6px; }
-.bubble { padding: 4px 8px; overflow-wrap: anywhere; white-space: pre-wrap; font-size: 15px;
+.asked { padding: 4px 8px; overflow-wrap: anywhere; white-space: pre-wrap; font-size: 15px;
   color: var(--mui-palette-primary-contrastText, #fff); }
 button { font: inherit; color: inherit; cursor: pointer; background: none; border: 0; padding: 0; }
 button:focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
@@ -115,8 +115,10 @@ button:focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
   border: 2px solid var(--line); border-top-color: var(--accent); border-radius: 50%;
   animation: turn 1s linear infinite; }
 @keyframes turn { to { transform: rotate(360deg); } }
+"""
+_CSS += """
 .passage { position: relative; margin-top: 10px; padding: 12px; overflow: auto;
-  max-height: max(240px, calc(100vh - 400px)); white-space: pre-wrap; overflow-wrap: anywhere;
+  max-height: max(200px, calc(100vh - 520px)); white-space: pre-wrap; overflow-wrap: anywhere;
   border: 1px solid var(--line); border-radius: 8px; font-size: 13.5px; color: var(--muted); }
 mark { background: color-mix(in srgb, var(--accent) 20%, transparent); color: var(--ink); }
 .stages { border-collapse: collapse; font-size: 12.5px; margin-top: 6px; }

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Answer', 'RAGPipeline']
 
-# %% ../../nbs/20_rag/04_answer.ipynb #e9180b08
+# %% ../../nbs/20_rag/04_answer.ipynb #6d60c764
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -43,7 +43,7 @@ from llmops_kit.rag.sources import (
 )
 from ..text import count_tokens
 
-# %% ../../nbs/20_rag/04_answer.ipynb #5d34171a
+# %% ../../nbs/20_rag/04_answer.ipynb #fd3a4fcd
 @dataclass
 class Answer(Record):
     """What a pipeline says to a question; `hits[n - 1]` is what [n] cites.
@@ -76,7 +76,7 @@ class Answer(Record):
     def _repr_markdown_(self) -> str:
         return _drawn(self)
 
-# %% ../../nbs/20_rag/04_answer.ipynb #d9bb222e
+# %% ../../nbs/20_rag/04_answer.ipynb #fb60d594
 def _warnings(answer: Answer) -> list[str]:
     found = []
     if answer.invalid_citations:
@@ -104,7 +104,7 @@ def _drawn(answer: Answer) -> str:
     timing = f"retrieved in {answer.meta.get('retrieve_ms', 0):.0f} ms"
     return f"{quoted}\n\n*{spent}, {timing}. {notes}*".replace(". *", ".*")
 
-# %% ../../nbs/20_rag/04_answer.ipynb #d4e6d94d
+# %% ../../nbs/20_rag/04_answer.ipynb #33e8b6fa
 def _since(started: float) -> float:
     return round(1000 * (time.perf_counter() - started), 1)
 
@@ -136,7 +136,7 @@ def _as_completion(answer: Answer) -> Completion:
     meta = {**answer.completion.meta, "rag": {**answer.meta, **told, "sources": sources}}
     return replace(answer.completion, text=answer.text, meta=meta)
 
-# %% ../../nbs/20_rag/04_answer.ipynb #512795bc
+# %% ../../nbs/20_rag/04_answer.ipynb #c462d4bb
 async def _pieces(
     llm: LLM, messages: list[Message], params: dict[str, Any]
 ) -> AsyncGenerator[str | Event, None]:
@@ -155,7 +155,7 @@ async def _pieces(
             retryable=True,
         )
 
-# %% ../../nbs/20_rag/04_answer.ipynb #b4784f93
+# %% ../../nbs/20_rag/04_answer.ipynb #47fb16fc
 def _asked(pipeline: "RAGPipeline", question: str) -> tuple[Context, list[Message], dict[str, Any]]:
     """The sources, the prompt over them, and what that took."""
     if not question.strip():
@@ -189,7 +189,7 @@ async def _streamed(
     answer = _finished(question, packed, raw, meta)
     yield Event("complete", completion=_as_completion(answer), data=answer)
 
-# %% ../../nbs/20_rag/04_answer.ipynb #845672fc
+# %% ../../nbs/20_rag/04_answer.ipynb #40894f23
 class RAGPipeline(LLM):
     """Answers questions from what `retriever` finds, with citations that were checked.
 
@@ -232,7 +232,7 @@ class RAGPipeline(LLM):
         """As an LLM: the last message is the question, the text is the checked answer."""
         return _as_completion(await self.aanswer(as_messages(prompt)[-1].content, **params))
 
-    async def astream(self, prompt: Prompt, **params: Any) -> AsyncIterator[str | Event]:
+    async def astream(self, prompt: Prompt, **params: Any) -> AsyncGenerator[str | Event, None]:
         """Events "status" and "sources" (data: hits), text, then "complete" (data: Answer)."""
         question = as_messages(prompt)[-1].content
         async with aclosing(_streamed(self, question, params)) as stream:
