@@ -13,12 +13,17 @@ config.read(ROOT / "settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
 
 EXTRAS = {
-    "providers": ["transformers", "accelerate"],
+    "providers": ["accelerate"],
     "dev": settings["dev_requirements"].split(),
 }
 
 # What a wheel carries beside the code; a checkout reads the same folders in place.
-SHARED = {"nbs/apps": "apps", "nbs/runs": "runs", "data/handbook": "data/handbook"}
+SHARED = {
+    "nbs/apps": "apps",
+    "nbs/runs": "runs",
+    "data/handbook": "data/handbook",
+    "data/text": "data/text",
+}
 
 
 class build_with_shared_files(build_py):

@@ -6,7 +6,7 @@
 __all__ = ['FEATURES', 'COEFFICIENTS', 'INTERCEPT', 'SECOND', 'Candidate', 'candidates', 'answer_kind', 'probabilities',
            'missing_codes', 'as_sentence', 'ExtractiveLLM']
 
-# %% ../nbs/00_base/05_extractive.ipynb #90276306
+# %% ../nbs/00_base/05_extractive.ipynb #43f7149e
 import asyncio
 import math
 import re
@@ -32,7 +32,7 @@ from llmops_kit.llm import (
 )
 from .text import Block, block_spans, count_tokens, sentence_spans
 
-# %% ../nbs/00_base/05_extractive.ipynb #40ca2844
+# %% ../nbs/00_base/05_extractive.ipynb #2daf421f
 class Candidate(NamedTuple):
     """A sentence of a source at [start, end), and the places that it is read with.
 
@@ -71,7 +71,7 @@ def candidates(text: str) -> list[Candidate]:
         ]
     return found
 
-# %% ../nbs/00_base/05_extractive.ipynb #8c8cfbfe
+# %% ../nbs/00_base/05_extractive.ipynb #46334cfc
 _UNIT = r"(?:milli)?seconds?|minutes?|min\.?|hours?|days?|weeks?|months?|years?|ms|s|h"
 _NUMBER = r"one|two|three|four|five|six|seven|eight|nine|ten|twelve|twenty|hundred|thousand|"
 _NUMBER += r"million|billion|once|twice|none|no"
@@ -105,7 +105,7 @@ def answer_kind(question: str, sentence: str) -> float:
             return 1.0 if holds.search(sentence) else -1.0
     return 0.0
 
-# %% ../nbs/00_base/05_extractive.ipynb #2f8bfb4b
+# %% ../nbs/00_base/05_extractive.ipynb #8f9577f6
 _WORD = re.compile(r"[^\W_]+")
 _STOP = frozenset(
     _WORD.findall(
@@ -132,7 +132,7 @@ def _rarity(question: str, groups: Sequence[frozenset[str]]) -> dict[str, float]
         found[stem] = math.log(1 + (total - have + 0.5) / (have + 0.5))
     return found
 
-# %% ../nbs/00_base/05_extractive.ipynb #f65ef1b2
+# %% ../nbs/00_base/05_extractive.ipynb #f0ac912c
 class _Reading(NamedTuple):
     found: list[Candidate]
     vectors: np.ndarray  # of all tokens of the title and the text
@@ -163,7 +163,7 @@ def _read(embedder: Any, title: str, text: str) -> _Reading:
     means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-9)
     return _Reading(found, vectors, own, around, words, means)
 
-# %% ../nbs/00_base/05_extractive.ipynb #e7b567d4
+# %% ../nbs/00_base/05_extractive.ipynb #b0c88984
 FEATURES = ("likeness", "matched", "matched_around", "words", "answer_kind", "table_row")
 
 
@@ -191,7 +191,7 @@ def _features(embedder: Any, question: str, sources: Sequence[Source], read: Any
             )
     return np.array(rows, float).reshape(-1, len(FEATURES))
 
-# %% ../nbs/00_base/05_extractive.ipynb #dcbe328d
+# %% ../nbs/00_base/05_extractive.ipynb #0128ba73
 def _token_weights(
     question: str, spans: Sequence[tuple[int, int]], rarity: dict[str, float]
 ) -> np.ndarray:
@@ -204,7 +204,7 @@ def _token_weights(
                 weights[number] = max(rare, 0.1)
     return weights / weights.sum()
 
-# %% ../nbs/00_base/05_extractive.ipynb #2800d7d9
+# %% ../nbs/00_base/05_extractive.ipynb #9c7081cc
 COEFFICIENTS = {
     "likeness": 5.69,
     "matched": 4.0,
@@ -214,7 +214,7 @@ COEFFICIENTS = {
     "table_row": 0.92,
 }
 INTERCEPT = -12.96
-SECOND = 0.05  # a further sentence is given from this share of the first one's probability
+SECOND = 0.02  # a further sentence is given from this share of the first one's probability
 
 
 def probabilities(features: np.ndarray) -> np.ndarray:
@@ -224,7 +224,7 @@ def probabilities(features: np.ndarray) -> np.ndarray:
     powers = np.exp(scores - highest)
     return powers / (math.exp(-highest) + powers.sum())
 
-# %% ../nbs/00_base/05_extractive.ipynb #20e4f911
+# %% ../nbs/00_base/05_extractive.ipynb #ddf40361
 _CODE = re.compile(r"(?<![\w-])[a-z]+-[a-z]?\d{2,}(?![\w-])", re.I)
 
 
@@ -234,7 +234,7 @@ def missing_codes(question: str, sources: Sequence[Source]) -> list[str]:
     codes = dict.fromkeys(_CODE.findall(question))
     return [code for code in codes if not re.search(rf"{re.escape(code.lower())}(?!\w)", seen)]
 
-# %% ../nbs/00_base/05_extractive.ipynb #1a330215
+# %% ../nbs/00_base/05_extractive.ipynb #08ba8c87
 _MARKER = re.compile(r"^\s*(?:[-+*•]|\d{1,9}[.)])\s+|^\s*>\s?", re.M)
 
 
@@ -261,7 +261,7 @@ def as_sentence(text: str, one: Candidate) -> str:
         quoted = _MARKER.sub("", quoted)
     return re.sub(r"\[(\d+)\]", r"(\1)", " ".join(quoted.split()))
 
-# %% ../nbs/00_base/05_extractive.ipynb #a69edc65
+# %% ../nbs/00_base/05_extractive.ipynb #6474a1d8
 def _pick(
     sources: Sequence[Source], read: Any, chances: np.ndarray, at_most: int
 ) -> dict[str, dict[str, Any]]:
@@ -277,7 +277,7 @@ def _pick(
         picked.setdefault(as_sentence(source.text, one), place)
     return picked
 
-# %% ../nbs/00_base/05_extractive.ipynb #e550aac1
+# %% ../nbs/00_base/05_extractive.ipynb #13778831
 class ExtractiveLLM(LLM):
     """Answers a `grounded_prompt` with sentences of its sources, each cited, or with ABSTAIN.
 

@@ -6,7 +6,7 @@
 __all__ = ['T', 'Prompt', 'Script', 'ABSTAIN', 'GROUNDED_RULES', 'run_sync', 'Event', 'as_messages', 'LLM', 'iterate_sync',
            'Reply', 'ScriptedLLM', 'call_key', 'ReplayLLM', 'Source', 'grounded_prompt', 'read_grounded']
 
-# %% ../nbs/00_base/03_llm.ipynb #273188d8
+# %% ../nbs/00_base/03_llm.ipynb #8be13864
 import asyncio
 import hashlib
 import json
@@ -17,7 +17,6 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,38 +32,63 @@ from llmops_kit.core import (
     iter_jsonl,
 )
 
-# %% ../nbs/00_base/03_llm.ipynb #869f708e
+# %% ../nbs/00_base/03_llm.ipynb #63fae18a
 T = TypeVar("T")
+_THREAD = "llmops-kit"
 _loop: asyncio.AbstractEventLoop | None = None
 _loop_lock = threading.Lock()
 
 
 def _background_loop() -> asyncio.AbstractEventLoop:
+    """The kit's loop, running in a thread of its own; a fresh one for code on a loop of the kit."""
     global _loop
+    if threading.current_thread().name.startswith(_THREAD):
+        return _start_loop()
     with _loop_lock:
-        if _loop is None or _loop.is_closed():
-            _loop = asyncio.new_event_loop()
-            threading.Thread(target=_loop.run_forever, name="llmops-kit", daemon=True).start()
+        if _loop is None or not _loop.is_running():
+            _loop = _start_loop()
         return _loop
 
 
-if hasattr(os, "register_at_fork"):  # a forked child has the loop, and not its thread
-    os.register_at_fork(after_in_child=lambda: globals().update(_loop=None))
+def _start_loop() -> asyncio.AbstractEventLoop:
+    loop, ready = asyncio.new_event_loop(), threading.Event()
+    loop.call_soon(ready.set)
+    threading.Thread(target=loop.run_forever, name=_THREAD, daemon=True).start()
+    ready.wait()
+    return loop
+
+
+def _forget_loop() -> None:
+    """A forked child has the loop and the lock, and not the thread that runs them."""
+    global _loop, _loop_lock
+    _loop, _loop_lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_loop)
+
+# %% ../nbs/00_base/03_llm.ipynb #02c11054
+async def _contained(coroutine: Coroutine[Any, Any, T]) -> T:
+    try:
+        return await coroutine
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise LLMOpsError(f"the model ended with {type(error).__name__}.") from error
 
 
 def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine from plain code, return its result; safe where an event loop is running."""
-    if threading.current_thread().name == "llmops-kit":
-        with ThreadPoolExecutor(1) as pool:
-            return pool.submit(asyncio.run, coroutine).result()
-    future = asyncio.run_coroutine_threadsafe(coroutine, _background_loop())
+    loop = _background_loop()
+    future = asyncio.run_coroutine_threadsafe(_contained(coroutine), loop)
     try:
         return future.result()
     except BaseException:
         future.cancel()  # an interrupt of the waiting thread stops the work as well
         raise
+    finally:
+        if loop is not _loop:
+            loop.call_soon_threadsafe(loop.stop)
 
-# %% ../nbs/00_base/03_llm.ipynb #8e57b84c
+# %% ../nbs/00_base/03_llm.ipynb #7992a537
 @dataclass
 class Event(Record):
     """Something in a stream that is not text: type "status", "complete", or a layer's own.
@@ -86,7 +110,7 @@ def as_messages(prompt: Prompt) -> list[Message]:
     """A prompt as messages: a string is one user message."""
     return [Message("user", prompt)] if isinstance(prompt, str) else list(prompt)
 
-# %% ../nbs/00_base/03_llm.ipynb #b68bd5bd
+# %% ../nbs/00_base/03_llm.ipynb #bc5aaab5
 class LLM(ABC):
     """A language model, or a layer around one: `agenerate` and `astream`; plain forms are derived.
 
@@ -115,7 +139,7 @@ class LLM(ABC):
         """`astream` for plain code; stopping early stops the model as well."""
         return iterate_sync(self.astream(prompt, **params))
 
-# %% ../nbs/00_base/03_llm.ipynb #dc440e6a
+# %% ../nbs/00_base/03_llm.ipynb #43096c63
 _END = object()
 
 
@@ -128,6 +152,8 @@ def iterate_sync(stream: AsyncIterator[T]) -> Iterator[T]:
             async for item in stream:
                 items.put(item)
             items.put(_END)
+        except (SystemExit, KeyboardInterrupt) as error:
+            items.put(LLMOpsError(f"the model ended with {type(error).__name__}."))
         except BaseException as error:
             items.put(error)
             raise
@@ -135,8 +161,10 @@ def iterate_sync(stream: AsyncIterator[T]) -> Iterator[T]:
             close = getattr(stream, "aclose", None)
             if close is not None:
                 await close()
+            stopped.set()
 
-    future = asyncio.run_coroutine_threadsafe(pump(), _background_loop())
+    loop, stopped = _background_loop(), threading.Event()
+    future = asyncio.run_coroutine_threadsafe(pump(), loop)
     try:
         while (item := items.get()) is not _END:
             if isinstance(item, BaseException):
@@ -144,8 +172,11 @@ def iterate_sync(stream: AsyncIterator[T]) -> Iterator[T]:
             yield item
     finally:
         future.cancel()
+        stopped.wait(1)  # let the model close its connection
+        if loop is not _loop:
+            loop.call_soon_threadsafe(loop.stop)
 
-# %% ../nbs/00_base/03_llm.ipynb #4476578b
+# %% ../nbs/00_base/03_llm.ipynb #dbac0bfb
 @dataclass
 class Reply:
     """One scripted turn: `text` in word pieces, after `delay_s`, `gap_s` between the pieces.
@@ -171,7 +202,7 @@ def _counted(prompt: Prompt, reply: Reply, model: str, started: float) -> Comple
     completion.meta["messages"] = len(as_messages(prompt))
     return completion
 
-# %% ../nbs/00_base/03_llm.ipynb #96ebde12
+# %% ../nbs/00_base/03_llm.ipynb #25ac3886
 Script = Sequence[str | Reply | Exception] | Callable[[list[Message]], str | Reply]
 
 
@@ -217,7 +248,7 @@ class ScriptedLLM(LLM):
             raise reply.error
         yield Event("complete", completion=_counted(prompt, reply, self.name, started))
 
-# %% ../nbs/00_base/03_llm.ipynb #e3786267
+# %% ../nbs/00_base/03_llm.ipynb #40367171
 def call_key(prompt: Prompt, params: dict[str, Any]) -> str:
     """Identity of a call: sha256 over its messages and parameters, the same in every process."""
     messages = [[message.role, message.content] for message in as_messages(prompt)]
@@ -263,7 +294,7 @@ def _replayed(completion: Completion) -> Completion:
         completion.to_dict() | {"meta": {**completion.meta, "replayed": True}}
     )
 
-# %% ../nbs/00_base/03_llm.ipynb #46102bd7
+# %% ../nbs/00_base/03_llm.ipynb #efb4baae
 ABSTAIN = "I don't know."
 GROUNDED_RULES = f"""Answer the question from the numbered sources and from nothing else.
 After each statement cite the sources that support it by number, like [1] or [2][3].
@@ -279,7 +310,7 @@ class Source(Record):
     title: str
     text: str
 
-# %% ../nbs/00_base/03_llm.ipynb #fc801350
+# %% ../nbs/00_base/03_llm.ipynb #d9474ec6
 _TAG = re.compile(r"<(?=/?(?:source|question)\b)", re.IGNORECASE)
 _INERT = re.compile(r"&lt;(?=/?(?:source|question)\b)", re.IGNORECASE)
 _SOURCE = re.compile(r'<source id="(\d+)" title="([^"]*)">\n(.*?)\n</source>', re.DOTALL)
@@ -302,7 +333,7 @@ def grounded_prompt(
     asked = f"<question>\n{_TAG.sub('&lt;', question)}\n</question>"
     return [Message("system", rules), Message("user", "\n".join([*shown, asked]))]
 
-# %% ../nbs/00_base/03_llm.ipynb #45acba79
+# %% ../nbs/00_base/03_llm.ipynb #40790936
 def read_grounded(prompt: Prompt) -> tuple[str, list[Source]]:
     """The question and the sources of a grounded prompt; DataError if the prompt is not one."""
     content = as_messages(prompt)[-1].content

@@ -125,7 +125,8 @@ def test_an_answer_streams_and_can_be_stopped(browser: Any, tmp_path: Path) -> N
         assert len(page.locator(".answer").inner_text()) > short
         page.locator(".cite").first.click()
         page.locator(".passage mark").wait_for()
-        page.locator("button:has([data-testid=StopIcon]), button:has-text('stop')").last.click()
+
+        page.get_by_label("Stop").click()
         page.get_by_text("Stopped.").wait_for()
         still = page.locator(".answer").inner_text()
         page.wait_for_timeout(600)

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SOURCES = ["llmops_kit", "nbs/apps", "nbs/runs", "data/handbook"]
+SOURCES = ["llmops_kit", "nbs/apps", "nbs/runs", "data/handbook", "data/text"]
 FILES = ["setup.py", "settings.ini", "pyproject.toml", "README.md", "LICENSE"]
 
 

@@ -6,7 +6,7 @@
 __all__ = ['EXAMPLES', 'HANDBOOK', 'MINE', 'KINDS', 'EMPTY', 'MEASURED', 'shared_llm', 'about_model', 'AskState', 'Bubble',
            'AskHandbook']
 
-# %% ../../nbs/90_apps/04_ask.ipynb #4955c125
+# %% ../../nbs/90_apps/04_ask.ipynb #dc12fcc6
 import asyncio
 import io
 import re
@@ -35,7 +35,7 @@ from ..providers import default_llm
 if TYPE_CHECKING:
     import pandas as pd
 
-# %% ../../nbs/90_apps/04_ask.ipynb #044cab67
+# %% ../../nbs/90_apps/04_ask.ipynb #7f9b6287
 EXAMPLES = (
     "What is the highest spending cap on the Team plan?",
     "What does TW-X481 mean when I try to downgrade my plan?",
@@ -48,7 +48,7 @@ EMPTY = (
     "opens here, marked in its document.</p>"
 )
 
-# %% ../../nbs/90_apps/04_ask.ipynb #3f4e2a2a
+# %% ../../nbs/90_apps/04_ask.ipynb #bacfecb1
 MEASURED = (
     "On 120 test questions of the handbook: of 101 that it answers, 74 got an answer, 64 from the "
     "right passage; of 19 others, 19 got an honest “I don't know.”"
@@ -69,7 +69,7 @@ def about_model(llm: LLM) -> str:
     head = f"<p class='muted small'>Answers by</p><p><b>{escape(llm.name, 60)}</b></p>"
     return f"{head}<p class='muted small'>{escape(what)}</p>"
 
-# %% ../../nbs/90_apps/04_ask.ipynb #c05bee14
+# %% ../../nbs/90_apps/04_ask.ipynb #e18aa9ab
 class AskState(App):
     """What the page knows: what is asked, the reader's documents, the conversation."""
 
@@ -124,7 +124,7 @@ class AskState(App):
         if faults:
             raise DataError("\n".join(faults))
 
-# %% ../../nbs/90_apps/04_ask.ipynb #c3f01ae5
+# %% ../../nbs/90_apps/04_ask.ipynb #c575a623
 class Bubble(Clickable):
     """A question in the chat, and the turn that it begins."""
 
@@ -150,7 +150,7 @@ def _chat(app: "AskHandbook") -> Any:
             view.html += '<p class="muted small note">Stopped.</p>'
             raise
 
-    return pmui.ChatInterface(
+    chat = pmui.ChatInterface(
         callback=reply,
         callback_exception="raise",
         on_submit=lambda event, chat: app.ask(event.new) if event else None,
@@ -162,8 +162,13 @@ def _chat(app: "AskHandbook") -> Any:
         sizing_mode="stretch_both",
         margin=0,
     )
+    for area in chat.select(pmui.ChatAreaInput):
+        area.disabled = (
+            False  # else its stop button is disabled exactly while there is work to stop
+        )
+    return chat
 
-# %% ../../nbs/90_apps/04_ask.ipynb #21afbc0e
+# %% ../../nbs/90_apps/04_ask.ipynb #f9a3d602
 _TALL = {"height": "max(460px, calc(100vh - 250px))"}
 
 
@@ -208,7 +213,7 @@ def _main(app: "AskHandbook") -> pn.viewable.Viewable:
     both = pn.FlexBox(talk, side, gap="20px", margin=(0, 0, 16, 0))
     return pn.Column(both, line, sizing_mode="stretch_width")
 
-# %% ../../nbs/90_apps/04_ask.ipynb #22e57e84
+# %% ../../nbs/90_apps/04_ask.ipynb #125a573c
 _FILES = (
     "p { margin: 0 0 6px; } ul { margin: 0 0 6px; padding-left: 18px; overflow-wrap: anywhere; }"
 )
@@ -240,7 +245,7 @@ def _upload(app: "AskHandbook") -> Any:
     chooser.param.watch(arrived, "value")
     return chooser
 
-# %% ../../nbs/90_apps/04_ask.ipynb #e298e41f
+# %% ../../nbs/90_apps/04_ask.ipynb #88c70843
 def _controls(app: "AskHandbook") -> pn.viewable.Viewable:
     import panel_material_ui as pmui
 
@@ -263,7 +268,7 @@ def _controls(app: "AskHandbook") -> pn.viewable.Viewable:
         margin=(12, 0),
     )
 
-# %% ../../nbs/90_apps/04_ask.ipynb #fd0442b6
+# %% ../../nbs/90_apps/04_ask.ipynb #56e936ce
 class AskHandbook(AskState):
     """Ask the handbook, or documents of one's own, and open what an answer cites."""
 
@@ -275,8 +280,8 @@ class AskHandbook(AskState):
         self.chat = _chat(self)
 
     def ask(self, question: str) -> None:
-        """Put a question into the conversation; the reply streams into it."""
-        if question.strip():
+        """Put a question into the conversation; nothing happens while another is being answered."""
+        if question.strip() and not self.chat.disabled:
             self.chat.send(Bubble(Turn(question.strip())), user="User", respond=True)
 
     def clear(self) -> None:

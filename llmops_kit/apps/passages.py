@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AROUND', 'answer_html', 'sources_html', 'passage_html', 'Clickable']
 
-# %% ../../nbs/90_apps/03_passages.ipynb #d956f668
+# %% ../../nbs/90_apps/03_passages.ipynb #a1fbcf6c
 import re
 from collections.abc import Callable, Collection, Sequence
 from functools import cache
@@ -20,7 +20,7 @@ from ..core import Document, Hit
 from ..rag.convert import page_at
 from ..rag.sources import check_citations, source_title
 
-# %% ../../nbs/90_apps/03_passages.ipynb #244f36a1
+# %% ../../nbs/90_apps/03_passages.ipynb #eb672d4d
 _OFF = ["image", "link", "autolink", "html_inline", "html_block", "reference"]
 
 
@@ -47,7 +47,7 @@ def answer_html(text: str, hits: Sequence[Hit]) -> str:
     checked = check_citations(text, len(hits))[0]
     return f'<div class="answer">{_markdown().render(checked, {"titles": titles})}</div>'
 
-# %% ../../nbs/90_apps/03_passages.ipynb #d1c8e018
+# %% ../../nbs/90_apps/03_passages.ipynb #ae74caa9
 def sources_html(hits: Sequence[Hit], numbers: Collection[int], head: str) -> str:
     """A list of buttons, one for each of `numbers`: title, section and document."""
     rows = [
@@ -58,7 +58,7 @@ def sources_html(hits: Sequence[Hit], numbers: Collection[int], head: str) -> st
     ]
     return f'<div class="sources"><p class="muted small">{escape(head)}</p>{"".join(rows)}</div>'
 
-# %% ../../nbs/90_apps/03_passages.ipynb #9763b67d
+# %% ../../nbs/90_apps/03_passages.ipynb #f7b0a2c0
 AROUND = 6000  # characters shown before and after a passage
 
 
@@ -88,7 +88,7 @@ def passage_html(document: Document, hit: Hit, number: int) -> str:
         f'<div class="passage">{before}<mark>{_prose(chunk.text)}</mark>{after}</div>'
     )
 
-# %% ../../nbs/90_apps/03_passages.ipynb #75dace88
+# %% ../../nbs/90_apps/03_passages.ipynb #bb5e192c
 _CSS = """
 .answer { font-size: 15px; line-height: 1.6; overflow-wrap: anywhere; }
 .answer :is(p, ul, ol, table, pre) { margin: 0 0 8px; }
@@ -116,7 +116,9 @@ button:focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
   animation: turn 1s linear infinite; }
 @keyframes turn { to { transform: rotate(360deg); } }
 """
-_CSS += """
+
+# %% ../../nbs/90_apps/03_passages.ipynb #59bd9661
+_PASSAGE_CSS = """
 .passage { position: relative; margin-top: 10px; padding: 12px; overflow: auto;
   max-height: max(200px, calc(100vh - 520px)); white-space: pre-wrap; overflow-wrap: anywhere;
   border: 1px solid var(--line); border-radius: 8px; font-size: 13.5px; color: var(--muted); }
@@ -126,7 +128,7 @@ mark { background: color-mix(in srgb, var(--accent) 20%, transparent); color: va
 .stages th { color: var(--muted); font-weight: 500; }
 """
 
-
+# %% ../../nbs/90_apps/03_passages.ipynb #faf07076
 class Clickable(pn.custom.JSComponent):
     """Trusted markup that says which [data-source] button was pressed, by `on_pick(number)`."""
 
@@ -152,7 +154,12 @@ class Clickable(pn.custom.JSComponent):
     """
 
     def __init__(self, on_pick: Callable[[int], None] | None = None, **params: Any) -> None:
-        params = {"sizing_mode": "stretch_width", "margin": 0, "stylesheets": [CSS, _CSS], **params}
+        params = {
+            "sizing_mode": "stretch_width",
+            "margin": 0,
+            "stylesheets": [CSS, _CSS, _PASSAGE_CSS],
+            **params,
+        }
         super().__init__(**params)
         self._on_pick = on_pick
 

@@ -195,7 +195,7 @@ def cost_figure(settings: Sequence[Setting], metric: str = "token_recall") -> "g
     return figure.update_layout(template="plotly_white", height=420, margin={"t": 20})
 
 # %% ../../nbs/20_rag/06_report.ipynb #eedbf5a9
-_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem}
+_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto}
 table{border-collapse:collapse;font-size:13px;display:block;overflow-x:auto}
 th,td{padding:.3rem .6rem;border-bottom:1px solid #ddd;text-align:left;white-space:nowrap}
 code{background:#f3f3f3;padding:.1rem .3rem}"""

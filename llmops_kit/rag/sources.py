@@ -6,7 +6,7 @@
 __all__ = ['USEFUL_TOKENS', 'source_title', 'adds_nothing', 'Context', 'pack_sources', 'find_citations', 'check_citations',
            'uncited_sentences', 'is_abstention']
 
-# %% ../../nbs/20_rag/03_sources.ipynb #4d5e7329
+# %% ../../nbs/20_rag/03_sources.ipynb #d3ec5bf8
 import re
 import unicodedata
 from bisect import bisect_right
@@ -17,7 +17,7 @@ from ..core import Chunk, DataError, Hit, Record
 from ..llm import Source
 from ..text import count_tokens, sentence_spans
 
-# %% ../../nbs/20_rag/03_sources.ipynb #c52292af
+# %% ../../nbs/20_rag/03_sources.ipynb #a46b8118
 def source_title(chunk: Chunk) -> str:
     """What a source is called in prompts and on screen: title › section, 120 characters at most."""
     title = str(chunk.meta.get("title") or chunk.doc_id)
@@ -25,7 +25,7 @@ def source_title(chunk: Chunk) -> str:
     name = " › ".join([title, *(path[1:] if path[:1] == [title] else path)])
     return name if len(name) <= 120 else f"{name[:119]}…"
 
-# %% ../../nbs/20_rag/03_sources.ipynb #8a34af9b
+# %% ../../nbs/20_rag/03_sources.ipynb #93558699
 _WORD = re.compile(r"\w+|[<>=%€$£+−-]")
 
 
@@ -40,7 +40,7 @@ def adds_nothing(text: str, included: str) -> bool:
     size = max(1, min(3, words))
     return _runs(text, size) <= _runs(included, size)
 
-# %% ../../nbs/20_rag/03_sources.ipynb #90875d90
+# %% ../../nbs/20_rag/03_sources.ipynb #5435e90d
 @dataclass
 class Context(Record):
     """Sources packed for a prompt; `hits[n - 1]` is source [n], its chunk cut as the source is.
@@ -56,7 +56,7 @@ class Context(Record):
     cut: int | None = None
     left_out: list[dict[str, str]] = field(default_factory=list)
 
-# %% ../../nbs/20_rag/03_sources.ipynb #9f707936
+# %% ../../nbs/20_rag/03_sources.ipynb #bd604858
 USEFUL_TOKENS = 20  # a piece shorter than this is not worth a number of its own
 
 
@@ -84,7 +84,7 @@ def _shorten(hit: Hit, room: int, must: bool) -> Hit | None:
         end = last(words) or 4 * (room - 1)
     return replace(hit, chunk=replace(chunk, end=chunk.start + end, text=chunk.text[:end]))
 
-# %% ../../nbs/20_rag/03_sources.ipynb #2e5a73a2
+# %% ../../nbs/20_rag/03_sources.ipynb #c1d8f980
 def pack_sources(hits: Sequence[Hit], budget_tokens: int = 1500) -> Context:
     """Number the hits as sources in rank order until `budget_tokens` (at least 50) is full."""
     if budget_tokens < 50:
@@ -107,7 +107,7 @@ def pack_sources(hits: Sequence[Hit], budget_tokens: int = 1500) -> Context:
             _add(packed, shown, title, cut=not fits)
     return packed
 
-# %% ../../nbs/20_rag/03_sources.ipynb #c61d5e68
+# %% ../../nbs/20_rag/03_sources.ipynb #3ad26977
 def _add(packed: Context, hit: Hit, title: str, cut: bool) -> None:
     packed.sources.append(Source(len(packed.sources) + 1, title, hit.chunk.text))
     packed.hits.append(hit)
@@ -121,7 +121,7 @@ def _also(packed: Context, number: int, title: str, budget_tokens: int) -> None:
         packed.sources[number - 1] = replace(source, title=f"{source.title} (also in: {title})")
         packed.tokens += cost
 
-# %% ../../nbs/20_rag/03_sources.ipynb #61cd4a80
+# %% ../../nbs/20_rag/03_sources.ipynb #f27acf10
 _CITATION = re.compile(
     r"[\[【]\s*(?:sources?\s*)?[\^#]?([0-9]{1,2}(?:\s*(?:,|;|&|and|-|–)\s*[0-9]{1,2})*)\s*[\]】](?!\()",
     re.IGNORECASE,
@@ -144,7 +144,7 @@ def find_citations(text: str) -> Iterator[tuple[int, int, list[int]]]:
         if not any(start <= match.start() < end for start, end in code):
             yield match.start(), match.end(), _numbers(match[1])
 
-# %% ../../nbs/20_rag/03_sources.ipynb #0735056e
+# %% ../../nbs/20_rag/03_sources.ipynb #a980cdf4
 def check_citations(text: str, sources: int) -> tuple[str, list[int], list[int]]:
     """(text, valid, invalid): citations written [n][m], those above `sources` or 0 taken out.
 
@@ -161,7 +161,7 @@ def check_citations(text: str, sources: int) -> tuple[str, list[int], list[int]]
     checked = "".join([*pieces, text[done:]])
     return checked, list(dict.fromkeys(valid)), list(dict.fromkeys(invalid))
 
-# %% ../../nbs/20_rag/03_sources.ipynb #182a7b5b
+# %% ../../nbs/20_rag/03_sources.ipynb #e07d3834
 def uncited_sentences(text: str) -> list[str]:
     """Sentences with no citation; headings, lead-ins that end in a colon and code do not count."""
     marks = [(start, end) for start, end, _ in find_citations(text)]
@@ -182,7 +182,7 @@ def uncited_sentences(text: str) -> list[str]:
         and not plain[start:end].endswith(":")
     ]
 
-# %% ../../nbs/20_rag/03_sources.ipynb #cfa432cd
+# %% ../../nbs/20_rag/03_sources.ipynb #44d59e5b
 _UNKNOWN = re.compile(
     r"(?:answer:\s*)?(?:(?:i'?m |i am )?(?:very )?sorry[,.;:]?\s*(?:but )?|unfortunately,?\s*)?"
     r"i (?:do not|don'?t|really don'?t) know(\s*(?:[.!…;\n]|$))?"
