@@ -6,7 +6,7 @@
 __all__ = ['EXAMPLES', 'HANDBOOK', 'MINE', 'KINDS', 'EMPTY', 'MEASURED', 'shared_llm', 'about_model', 'AskState', 'Bubble',
            'AskHandbook']
 
-# %% ../../nbs/90_apps/04_ask.ipynb #dc12fcc6
+# %% ../../nbs/90_apps/04_ask.ipynb #c91ea785
 import asyncio
 import io
 import re
@@ -35,7 +35,7 @@ from ..providers import default_llm
 if TYPE_CHECKING:
     import pandas as pd
 
-# %% ../../nbs/90_apps/04_ask.ipynb #7f9b6287
+# %% ../../nbs/90_apps/04_ask.ipynb #c71eb4d6
 EXAMPLES = (
     "What is the highest spending cap on the Team plan?",
     "What does TW-X481 mean when I try to downgrade my plan?",
@@ -48,7 +48,7 @@ EMPTY = (
     "opens here, marked in its document.</p>"
 )
 
-# %% ../../nbs/90_apps/04_ask.ipynb #bacfecb1
+# %% ../../nbs/90_apps/04_ask.ipynb #0bea81a4
 MEASURED = (
     "On 120 test questions of the handbook: of 101 that it answers, 74 got an answer, 64 from the "
     "right passage; of 19 others, 19 got an honest “I don't know.”"
@@ -69,7 +69,7 @@ def about_model(llm: LLM) -> str:
     head = f"<p class='muted small'>Answers by</p><p><b>{escape(llm.name, 60)}</b></p>"
     return f"{head}<p class='muted small'>{escape(what)}</p>"
 
-# %% ../../nbs/90_apps/04_ask.ipynb #e18aa9ab
+# %% ../../nbs/90_apps/04_ask.ipynb #f45ca06e
 class AskState(App):
     """What the page knows: what is asked, the reader's documents, the conversation."""
 
@@ -124,7 +124,7 @@ class AskState(App):
         if faults:
             raise DataError("\n".join(faults))
 
-# %% ../../nbs/90_apps/04_ask.ipynb #c575a623
+# %% ../../nbs/90_apps/04_ask.ipynb #55833cd3
 class Bubble(Clickable):
     """A question in the chat, and the turn that it begins."""
 
@@ -168,7 +168,7 @@ def _chat(app: "AskHandbook") -> Any:
         )
     return chat
 
-# %% ../../nbs/90_apps/04_ask.ipynb #f9a3d602
+# %% ../../nbs/90_apps/04_ask.ipynb #d517e46f
 _TALL = {"height": "max(460px, calc(100vh - 250px))"}
 
 
@@ -213,7 +213,7 @@ def _main(app: "AskHandbook") -> pn.viewable.Viewable:
     both = pn.FlexBox(talk, side, gap="20px", margin=(0, 0, 16, 0))
     return pn.Column(both, line, sizing_mode="stretch_width")
 
-# %% ../../nbs/90_apps/04_ask.ipynb #125a573c
+# %% ../../nbs/90_apps/04_ask.ipynb #21160442
 _FILES = (
     "p { margin: 0 0 6px; } ul { margin: 0 0 6px; padding-left: 18px; overflow-wrap: anywhere; }"
 )
@@ -245,7 +245,7 @@ def _upload(app: "AskHandbook") -> Any:
     chooser.param.watch(arrived, "value")
     return chooser
 
-# %% ../../nbs/90_apps/04_ask.ipynb #88c70843
+# %% ../../nbs/90_apps/04_ask.ipynb #0b58f77d
 def _controls(app: "AskHandbook") -> pn.viewable.Viewable:
     import panel_material_ui as pmui
 
@@ -268,7 +268,7 @@ def _controls(app: "AskHandbook") -> pn.viewable.Viewable:
         margin=(12, 0),
     )
 
-# %% ../../nbs/90_apps/04_ask.ipynb #56e936ce
+# %% ../../nbs/90_apps/04_ask.ipynb #eeec2461
 class AskHandbook(AskState):
     """Ask the handbook, or documents of one's own, and open what an answer cites."""
 

@@ -6,7 +6,7 @@
 __all__ = ['app', 'OPTIONAL', 'PROGRAMS', 'VARIABLES', 'notebooks', 'summary', 'serve_command', 'workbench', 'execute', 'run',
            'parameters', 'list_notebooks', 'Check', 'checks', 'doctor', 'main']
 
-# %% ../../nbs/90_apps/09_cli.ipynb #c673fd7e
+# %% ../../nbs/90_apps/09_cli.ipynb #9b6c3007
 import importlib.metadata
 import json
 import os
@@ -25,7 +25,7 @@ import typer
 
 from ..core import DataError, LLMOpsError, runs_path, share_path
 
-# %% ../../nbs/90_apps/09_cli.ipynb #318f8123
+# %% ../../nbs/90_apps/09_cli.ipynb #d3979c05
 app = typer.Typer(
     help="The workbench, the runs and the health of llmops-kit.",
     no_args_is_help=True,
@@ -38,7 +38,7 @@ def notebooks(kind: str) -> dict[str, Path]:
     """Name -> path of the notebooks of a kind, "apps" or "runs"; empty when none are installed."""
     return {path.stem: path for path in sorted(share_path(kind).glob("*.ipynb"))}
 
-# %% ../../nbs/90_apps/09_cli.ipynb #45cc966c
+# %% ../../nbs/90_apps/09_cli.ipynb #cb0eb73a
 def summary(path: Path) -> str:
     """What a notebook says of itself: the line quoted under its title, or nothing."""
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
@@ -48,7 +48,7 @@ def summary(path: Path) -> str:
                     return line[2:].strip()
     return ""
 
-# %% ../../nbs/90_apps/09_cli.ipynb #171b053a
+# %% ../../nbs/90_apps/09_cli.ipynb #7e5e871c
 def serve_command(port: int, address: str = "localhost", show: bool = False) -> list[str]:
     """The `panel serve` command of the workbench; DataError if the port is taken."""
     with socket.socket() as probe:
@@ -67,7 +67,7 @@ def serve_command(port: int, address: str = "localhost", show: bool = False) -> 
     command += ["--websocket-max-message-size", str(256 * 2**20), "--num-threads", "4"]
     return command + (["--show"] if show else [])
 
-# %% ../../nbs/90_apps/09_cli.ipynb #fe7f8be9
+# %% ../../nbs/90_apps/09_cli.ipynb #97eb8bae
 @app.command()
 def workbench(
     port: Annotated[int, typer.Option(help="Port to serve on.")] = 5006,
@@ -77,14 +77,14 @@ def workbench(
     """Serve the workbench in the browser until Ctrl-C."""
     command = serve_command(port, address, show)
     typer.echo(f"The workbench: http://{address}:{port}  (stop it with Ctrl-C)")
-    environment = os.environ | {"BOKEH_RESOURCES": "server", "BOKEH_LOG_LEVEL": "warning"}
+    environment = os.environ | {"BOKEH_RESOURCES": "server"}
     try:
         code = subprocess.run(command, env=environment, check=False).returncode
     except KeyboardInterrupt:
         code = 0
     raise typer.Exit(code)
 
-# %% ../../nbs/90_apps/09_cli.ipynb #6f536bde
+# %% ../../nbs/90_apps/09_cli.ipynb #a17ee552
 def execute(name: str, arguments: list[str]) -> Path:
     """Run a notebook of "runs" by papermill with its options; the path of the executed notebook.
 
@@ -107,7 +107,7 @@ def execute(name: str, arguments: list[str]) -> Path:
         ) from None
     return output
 
-# %% ../../nbs/90_apps/09_cli.ipynb #53266922
+# %% ../../nbs/90_apps/09_cli.ipynb #2abb0a8c
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def run(
     context: typer.Context,
@@ -116,7 +116,7 @@ def run(
     """Execute a run; papermill's options follow its name, as in: run rag_report -p k 5."""
     typer.echo(f"Executed: {execute(name, context.args)}")
 
-# %% ../../nbs/90_apps/09_cli.ipynb #ef5a82db
+# %% ../../nbs/90_apps/09_cli.ipynb #8c43d80a
 def parameters(path: Path) -> dict[str, str]:
     """Parameter name -> default, as written in the cell tagged "parameters"."""
     from papermill import inspect_notebook
@@ -136,7 +136,7 @@ def list_notebooks() -> None:
         for parameter, default in parameters(path).items():
             typer.echo(f"      -p {parameter:<12} default {default}")
 
-# %% ../../nbs/90_apps/09_cli.ipynb #eccf8fd1
+# %% ../../nbs/90_apps/09_cli.ipynb #58ec4b26
 @dataclass(frozen=True)
 class Check:
     """One line of the doctor: what was looked for, whether it is there, and what it is or needs."""
@@ -158,7 +158,7 @@ VARIABLES = {
     "LLMOPS_KIT_DATASETS": "a folder with public data sets",
 }
 
-# %% ../../nbs/90_apps/09_cli.ipynb #4aeff1ee
+# %% ../../nbs/90_apps/09_cli.ipynb #249f9aba
 def _embedder() -> Check:
     from llmops_kit.embed import default_embedder
 
@@ -192,7 +192,7 @@ def _guarded(name: str, check: Any) -> Check:
     except LLMOpsError as error:
         return Check(name, False, str(error))
 
-# %% ../../nbs/90_apps/09_cli.ipynb #d7ad9f42
+# %% ../../nbs/90_apps/09_cli.ipynb #e86cd5b2
 def checks() -> Iterator[Check]:
     """What this installation has and lacks: models, keys, extras, programs, folders."""
     yield Check("llmops-kit", True, importlib.metadata.version("llmops-kit"))
@@ -219,7 +219,7 @@ def doctor() -> None:
     for check in checks():
         typer.echo(f"{'yes' if check.found else 'no ':<4}{check.name:<22}{check.detail}")
 
-# %% ../../nbs/90_apps/09_cli.ipynb #0c8a0078
+# %% ../../nbs/90_apps/09_cli.ipynb #d5492f94
 def main() -> None:
     """The console script: errors of the kit end as a sentence and exit code 1."""
     try:

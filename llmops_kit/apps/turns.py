@@ -6,7 +6,7 @@
 __all__ = ['DRAW_EVERY', 'Corpus', 'make_corpus', 'handbook_corpus', 'read_files', 'Turn', 'turn_html', 'replies',
            'conversation_table']
 
-# %% ../../nbs/90_apps/03_turns.ipynb #6fe4df6c
+# %% ../../nbs/90_apps/03_turns.ipynb #66665cd1
 import asyncio
 import threading
 import time
@@ -32,7 +32,7 @@ from ..rag.sources import source_title
 if TYPE_CHECKING:
     import pandas as pd
 
-# %% ../../nbs/90_apps/03_turns.ipynb #47fde050
+# %% ../../nbs/90_apps/03_turns.ipynb #0d1ed85b
 @dataclass
 class Corpus:
     """Documents by id, and the index over their chunks; read-only once it is built."""
@@ -59,7 +59,7 @@ def make_corpus(
     index = build_index(taken(), recursive_chunk(), embedder, batch_size=64, progress=False)
     return Corpus(known, index)
 
-# %% ../../nbs/90_apps/03_turns.ipynb #c1589b99
+# %% ../../nbs/90_apps/03_turns.ipynb #541f9730
 _lock = threading.Lock()
 
 
@@ -73,7 +73,7 @@ def handbook_corpus() -> Corpus:
     with _lock:
         return _handbook()
 
-# %% ../../nbs/90_apps/03_turns.ipynb #71eade00
+# %% ../../nbs/90_apps/03_turns.ipynb #33ca292b
 def read_files(
     files: Sequence[tuple[str, bytes]],
     have: dict[str, Document],
@@ -93,7 +93,7 @@ def read_files(
     changed = len(faults) < len(files)
     return make_corpus(documents.values(), tell=tell) if changed else None, faults
 
-# %% ../../nbs/90_apps/03_turns.ipynb #78b53174
+# %% ../../nbs/90_apps/03_turns.ipynb #ef9b4723
 @dataclass
 class Turn:
     """One question, the documents that it went to, what was found and what was said."""
@@ -118,7 +118,7 @@ def turn_html(turn: Turn, text: str = "", working: str = "", problem: str = "") 
         parts += [sources_html(turn.hits, every, head)] if turn.hits else []
     return "".join(parts)
 
-# %% ../../nbs/90_apps/03_turns.ipynb #9e6da3b4
+# %% ../../nbs/90_apps/03_turns.ipynb #59df0144
 def _finished(answer: Answer) -> str:
     numbers = answer.citations or range(1, len(answer.hits) + 1)
     head = "Sources" if answer.citations else "Found, but not cited"
@@ -134,7 +134,7 @@ def _finished(answer: Answer) -> str:
         + f'<p class="muted small note">{escape(note)}</p>'
     )
 
-# %% ../../nbs/90_apps/03_turns.ipynb #170683a6
+# %% ../../nbs/90_apps/03_turns.ipynb #6b71933e
 DRAW_EVERY = 0.05  # seconds
 
 
@@ -164,7 +164,7 @@ async def replies(
     else:
         yield turn_html(turn)
 
-# %% ../../nbs/90_apps/03_turns.ipynb #c9fa208b
+# %% ../../nbs/90_apps/03_turns.ipynb #eebf4ae7
 def conversation_table(turns: Iterable[Turn]) -> "pd.DataFrame":
     """A row for each source of each finished answer, with its place and whether it was cited."""
     import pandas as pd

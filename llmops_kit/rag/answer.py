@@ -193,8 +193,8 @@ async def _streamed(
 class RAGPipeline(LLM):
     """Answers questions from what `retriever` finds, with citations that were checked.
 
-    `k` chunks are asked for, those that fit `budget_tokens` become numbered sources. `where` filters
-    by metadata. Without `llm` it is the one of `default_llm()`. A failing model raises
+    `k` chunks are asked for, those that fit `budget_tokens` become numbered sources.
+    `where` filters by metadata. Without `llm` it is the one of `default_llm()`. A failing model raises
     ProviderError, unchanged; a stream has delivered its sources by then.
     """
 
