@@ -18,7 +18,7 @@ test: $(READY)  ## layers, lint, types, generated files, notebooks, tests
 	ruff format --check nbs tests setup.py
 	mypy
 	python tests/check_generated.py
-	nbdev_test --n_workers 2 --do_print --timing
+	nbdev_test --n_workers 2 --do_print --timing --skip_folder_re '^([_.]|benchmarks)'
 	python -m pytest -q
 
 lab: $(READY)  ## JupyterLab, with Panel's scripts inlined so that apps display with no network

@@ -14,6 +14,7 @@ settings = config["DEFAULT"]
 
 EXTRAS = {
     "providers": ["accelerate"],
+    "bench": ["onnx", "onnxruntime", "onnxscript"],
     "dev": settings["dev_requirements"].split(),
 }
 

@@ -11,6 +11,7 @@ from browser import Server, chromium, free_port, process, serve, settled, wait_f
 
 from llmops_kit.apps.ask import EXAMPLES, AskHandbook
 from llmops_kit.apps.turns import Turn
+from llmops_kit.extractive import ExtractiveLLM
 
 pytestmark = pytest.mark.needs("chromium")
 OWN = b"""# Office <script>window.hacked = 1</script>
@@ -200,8 +201,9 @@ def test_dark_mode_is_legible(browser: Any, server: Server) -> None:
         assert watch.faults() == []
 
 
-def test_the_line_on_the_page_makes_the_answer_again() -> None:
-    app = AskHandbook()
+def test_the_line_on_the_page_makes_the_answer_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMOPS_KIT_LLM", "extractive")
+    app = AskHandbook(ExtractiveLLM())
     app.turns = [Turn(EXAMPLES[0])]
     scope: dict[str, Any] = {}
     imports, _, call = app.reproduce().partition("; ")

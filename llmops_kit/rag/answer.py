@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Answer', 'RAGPipeline']
 
-# %% ../../nbs/20_rag/04_answer.ipynb #013a42af
+# %% ../../nbs/20_rag/04_answer.ipynb #cd7f4e20
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -43,7 +43,7 @@ from llmops_kit.rag.sources import (
 )
 from ..text import count_tokens
 
-# %% ../../nbs/20_rag/04_answer.ipynb #762ab5a8
+# %% ../../nbs/20_rag/04_answer.ipynb #6dce02bd
 @dataclass
 class Answer(Record):
     """What a pipeline says to a question; `hits[n - 1]` is what [n] cites.
@@ -76,7 +76,7 @@ class Answer(Record):
     def _repr_markdown_(self) -> str:
         return _drawn(self)
 
-# %% ../../nbs/20_rag/04_answer.ipynb #4a87e959
+# %% ../../nbs/20_rag/04_answer.ipynb #8300b8af
 def _warnings(answer: Answer) -> list[str]:
     found = []
     if answer.invalid_citations:
@@ -104,7 +104,7 @@ def _drawn(answer: Answer) -> str:
     timing = f"retrieved in {answer.meta.get('retrieve_ms', 0):.0f} ms"
     return f"{quoted}\n\n*{spent}, {timing}. {notes}*".replace(". *", ".*")
 
-# %% ../../nbs/20_rag/04_answer.ipynb #baecb5a3
+# %% ../../nbs/20_rag/04_answer.ipynb #29e6e0d9
 def _since(started: float) -> float:
     return round(1000 * (time.perf_counter() - started), 1)
 
@@ -136,7 +136,7 @@ def _as_completion(answer: Answer) -> Completion:
     meta = {**answer.completion.meta, "rag": {**answer.meta, **told, "sources": sources}}
     return replace(answer.completion, text=answer.text, meta=meta)
 
-# %% ../../nbs/20_rag/04_answer.ipynb #91d59e51
+# %% ../../nbs/20_rag/04_answer.ipynb #e1fd8668
 async def _pieces(
     llm: LLM, messages: list[Message], params: dict[str, Any]
 ) -> AsyncGenerator[str | Event, None]:
@@ -155,7 +155,7 @@ async def _pieces(
             retryable=True,
         )
 
-# %% ../../nbs/20_rag/04_answer.ipynb #72efff89
+# %% ../../nbs/20_rag/04_answer.ipynb #fa3c3edf
 def _asked(pipeline: "RAGPipeline", question: str) -> tuple[Context, list[Message], dict[str, Any]]:
     """The sources, the prompt over them, and what that took."""
     if not question.strip():
@@ -189,12 +189,12 @@ async def _streamed(
     answer = _finished(question, packed, raw, meta)
     yield Event("complete", completion=_as_completion(answer), data=answer)
 
-# %% ../../nbs/20_rag/04_answer.ipynb #35a52536
+# %% ../../nbs/20_rag/04_answer.ipynb #655da4ce
 class RAGPipeline(LLM):
     """Answers questions from what `retriever` finds, with citations that were checked.
 
-    `k` chunks are asked for, those that fit `budget_tokens` become numbered sources.
-    `where` filters by metadata. Without `llm` it is the one of `default_llm()`. A failing model raises
+    `k` chunks are asked for, those that fit `budget_tokens` become numbered sources. `where`
+    filters by metadata. Without `llm` it is the one of `default_llm()`. A failing model raises
     ProviderError, unchanged; a stream has delivered its sources by then.
     """
 
