@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXAMPLES', 'KINDS', 'MEASURED', 'about_model', 'Bubble', 'AskHandbook']
 
-# %% ../../nbs/90_apps/04_ask.ipynb #6a0e8cad
+# %% ../../nbs/90_apps/04_ask.ipynb #02170b8c
 import asyncio
 import io
 import re
@@ -34,7 +34,7 @@ from ..llm import LLM
 if TYPE_CHECKING:
     import pandas as pd
 
-# %% ../../nbs/90_apps/04_ask.ipynb #c4d6cd8b
+# %% ../../nbs/90_apps/04_ask.ipynb #bf952359
 EXAMPLES = (
     "What is the highest spending cap on the Team plan?",
     "What does TW-X481 mean when I try to downgrade my plan?",
@@ -42,7 +42,7 @@ EXAMPLES = (
 )
 KINDS = ".md .txt .html .pdf"
 
-# %% ../../nbs/90_apps/04_ask.ipynb #40284ebd
+# %% ../../nbs/90_apps/04_ask.ipynb #f00c3616
 MEASURED = (
     "On 120 test questions of the handbook: of 101 that it answers, 74 got an answer, 64 from the "
     "right passage; of 19 others, 19 got an honest “I don't know.”"
@@ -57,7 +57,7 @@ def about_model(llm: LLM) -> str:
     head = f"<p class='muted small'>Answers by</p><p><b>{escape(llm.name, 60)}</b></p>"
     return f"{head}<p class='muted small'>{escape(what)}</p>"
 
-# %% ../../nbs/90_apps/04_ask.ipynb #007de5a2
+# %% ../../nbs/90_apps/04_ask.ipynb #0e061c7a
 class Bubble(Clickable):
     """A question in the chat, and the turn that it begins."""
 
@@ -101,7 +101,7 @@ def _chat(app: "AskHandbook") -> Any:
         )
     return chat
 
-# %% ../../nbs/90_apps/04_ask.ipynb #1b27db2e
+# %% ../../nbs/90_apps/04_ask.ipynb #1ce1f1a9
 _TALL = {"height": "max(460px, calc(100vh - 250px))"}
 
 
@@ -146,7 +146,7 @@ def _main(app: "AskHandbook") -> pn.viewable.Viewable:
     both = pn.FlexBox(talk, side, gap="20px", margin=(0, 0, 16, 0))
     return pn.Column(both, line, sizing_mode="stretch_width")
 
-# %% ../../nbs/90_apps/04_ask.ipynb #0a47f163
+# %% ../../nbs/90_apps/04_ask.ipynb #d876e87e
 _FILES = (
     "p { margin: 0 0 6px; } ul { margin: 0 0 6px; padding-left: 18px; overflow-wrap: anywhere; }"
 )
@@ -178,7 +178,7 @@ def _upload(app: "AskHandbook") -> Any:
     chooser.param.watch(arrived, "value")
     return chooser
 
-# %% ../../nbs/90_apps/04_ask.ipynb #1f5270ae
+# %% ../../nbs/90_apps/04_ask.ipynb #6988a802
 def _controls(app: "AskHandbook") -> pn.viewable.Viewable:
     import panel_material_ui as pmui
 
@@ -201,7 +201,7 @@ def _controls(app: "AskHandbook") -> pn.viewable.Viewable:
         margin=(12, 0),
     )
 
-# %% ../../nbs/90_apps/04_ask.ipynb #93845431
+# %% ../../nbs/90_apps/04_ask.ipynb #c88c6834
 class AskHandbook(AskState):
     """Ask the handbook, or documents of one's own, and open what an answer cites."""
 
