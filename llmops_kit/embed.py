@@ -6,7 +6,7 @@
 __all__ = ['Weights', 'token_batches', 'Embedder', 'MiniLMEmbedder', 'default_embedder', 'CachedEmbedder',
            'SentenceTransformerEmbedder']
 
-# %% ../nbs/00_base/04_embed.ipynb #8cd73b14
+# %% ../nbs/00_base/04_embed.ipynb #88ce1ccb
 import hashlib
 import json
 import os
@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from .core import DataError, StoreError, cache_path, require
 from .text import minilm_path
 
-# %% ../nbs/00_base/04_embed.ipynb #f17fdd10
+# %% ../nbs/00_base/04_embed.ipynb #b13374c0
 def token_batches(lengths: Sequence[int], budget: int = 1024) -> Iterator[list[int]]:
     """Indices of texts in batches of similar length, longest first.
 
@@ -39,7 +39,7 @@ def token_batches(lengths: Sequence[int], budget: int = 1024) -> Iterator[list[i
         yield order[start : start + rows]
         start += rows
 
-# %% ../nbs/00_base/04_embed.ipynb #12a696f0
+# %% ../nbs/00_base/04_embed.ipynb #4c510c63
 class Embedder:
     """Texts to vectors. Subclasses set `name` and `dim` and implement `_encode`.
 
@@ -74,7 +74,7 @@ class Embedder:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, dim={self.dim})"
 
-# %% ../nbs/00_base/04_embed.ipynb #164fdee1
+# %% ../nbs/00_base/04_embed.ipynb #3c79bed0
 def _printable(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
@@ -89,7 +89,7 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     norms = np.linalg.norm(rows, axis=-1, keepdims=True)
     return (rows / np.maximum(norms, 1e-12)).astype(np.float32, copy=False)
 
-# %% ../nbs/00_base/04_embed.ipynb #a39afd82
+# %% ../nbs/00_base/04_embed.ipynb #35c17800
 Weights = dict[str, np.ndarray]
 
 
@@ -107,7 +107,7 @@ def _norm(weights: Weights, name: str, x: Any) -> Any:
     scaled = op.multiply(centred, op.constant(weights[f"{name}.weight"]))
     return op.add(scaled, op.constant(weights[f"{name}.bias"]))
 
-# %% ../nbs/00_base/04_embed.ipynb #6486bfea
+# %% ../nbs/00_base/04_embed.ipynb #13890152
 def _layer(weights: Weights, name: str, x: Any, bias: Any, heads: int) -> Any:
     import openvino.opset13 as op
 
@@ -128,7 +128,7 @@ def _layer(weights: Weights, name: str, x: Any, bias: Any, heads: int) -> Any:
     inner = op.add(x, _dense(weights, f"{name}.output.dense", inner))
     return _norm(weights, f"{name}.output.LayerNorm", inner)
 
-# %% ../nbs/00_base/04_embed.ipynb #ab3bd7f0
+# %% ../nbs/00_base/04_embed.ipynb #63e408bd
 def _bert(weights: Weights, heads: int, layers: int, pooled: bool) -> Any:
     import openvino as ov
     import openvino.opset13 as op
@@ -155,7 +155,7 @@ def _bert(weights: Weights, heads: int, layers: int, pooled: bool) -> Any:
         x = op.reduce_sum(op.multiply(x, share), one, False)
     return ov.Model([x], [ids, mask], "minilm")
 
-# %% ../nbs/00_base/04_embed.ipynb #6d5eb4cb
+# %% ../nbs/00_base/04_embed.ipynb #c30326a7
 def _compile(folder: Path, precision: str, pooled: bool) -> Any:
     """The compiled model in `folder`; precision "auto" is what this CPU computes natively."""
     import openvino as ov
@@ -171,7 +171,7 @@ def _compile(folder: Path, precision: str, pooled: bool) -> Any:
     except RuntimeError:  # a CPU that announces a precision and lacks an operation in it
         return ov.Core().compile_model(model, "CPU", options | {"INFERENCE_PRECISION_HINT": "f32"})
 
-# %% ../nbs/00_base/04_embed.ipynb #30aa2455
+# %% ../nbs/00_base/04_embed.ipynb #9d7a7edb
 class _Engine:
     """One compiled graph with its lock: a call computes one batch, so that calls interleave."""
 
@@ -188,7 +188,7 @@ class _Engine:
         with self.lock:
             return self.request.infer([ids, mask], share_inputs=True)[0]
 
-# %% ../nbs/00_base/04_embed.ipynb #902c7f80
+# %% ../nbs/00_base/04_embed.ipynb #415db4a1
 class _MiniLM(Embedder):
     """What has to be loaded: the name, the tokenizer, and one compiled graph for each use."""
 
@@ -224,7 +224,7 @@ class _MiniLM(Embedder):
                 self._engines[pooled] = _Engine(minilm_path(), self.precision, pooled)
             return self._engines[pooled]
 
-# %% ../nbs/00_base/04_embed.ipynb #7f9caa70
+# %% ../nbs/00_base/04_embed.ipynb #c7864956
 class MiniLMEmbedder(_MiniLM):
     """all-MiniLM-L6-v2 on the CPU (384 dimensions, a window of 256 tokens, English).
 
@@ -268,7 +268,7 @@ class MiniLMEmbedder(_MiniLM):
             for row in windows
         ]
 
-# %% ../nbs/00_base/04_embed.ipynb #0bbfdffa
+# %% ../nbs/00_base/04_embed.ipynb #5b87ed95
 _default: list[Embedder] = []
 _default_lock = threading.Lock()
 
@@ -280,7 +280,7 @@ def default_embedder() -> Embedder:
             _default.append(MiniLMEmbedder())
         return _default[0]
 
-# %% ../nbs/00_base/04_embed.ipynb #441efe0c
+# %% ../nbs/00_base/04_embed.ipynb #3550a8a8
 _SCHEMA = "CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB) WITHOUT ROWID"
 
 
@@ -307,7 +307,7 @@ class _VectorStore:
             step = "Free the disk, or delete this cache: it can be made again."
             raise StoreError(f"the vector cache failed: {error}.", str(self.path), step) from None
 
-# %% ../nbs/00_base/04_embed.ipynb #29aa7aac
+# %% ../nbs/00_base/04_embed.ipynb #017dc9aa
 def _groups(items: list[Any], size: int) -> Iterator[list[Any]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
@@ -363,7 +363,7 @@ class CachedEmbedder(Embedder):
         with self.store.open() as database:
             database.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
 
-# %% ../nbs/00_base/04_embed.ipynb #cb054071
+# %% ../nbs/00_base/04_embed.ipynb #23d218f4
 def _fingerprint(model: Any) -> str:
     """A hash of what decides the vectors: weights, prompts and window."""
     import torch
@@ -383,7 +383,7 @@ def _cut(model: Any, texts: list[str]) -> int:
     rows = model.tokenizer(texts, truncation=False, verbose=False)["input_ids"]
     return sum(len(row) > model.max_seq_length for row in rows)
 
-# %% ../nbs/00_base/04_embed.ipynb #b3194416
+# %% ../nbs/00_base/04_embed.ipynb #e120d778
 class SentenceTransformerEmbedder(Embedder):
     """A sentence-transformers model by name or path; options go to `SentenceTransformer`.
 
