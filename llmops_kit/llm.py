@@ -6,7 +6,7 @@
 __all__ = ['T', 'Prompt', 'Script', 'ABSTAIN', 'GROUNDED_RULES', 'run_sync', 'Event', 'as_messages', 'LLM', 'iterate_sync',
            'Reply', 'ScriptedLLM', 'call_key', 'ReplayLLM', 'Source', 'grounded_prompt', 'read_grounded']
 
-# %% ../nbs/00_base/03_llm.ipynb #8be13864
+# %% ../nbs/00_base/03_llm.ipynb #614455a8
 import asyncio
 import hashlib
 import json
@@ -32,7 +32,7 @@ from llmops_kit.core import (
     iter_jsonl,
 )
 
-# %% ../nbs/00_base/03_llm.ipynb #63fae18a
+# %% ../nbs/00_base/03_llm.ipynb #aab88f10
 T = TypeVar("T")
 _THREAD = "llmops-kit"
 _loop: asyncio.AbstractEventLoop | None = None
@@ -67,7 +67,7 @@ def _forget_loop() -> None:
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_loop)
 
-# %% ../nbs/00_base/03_llm.ipynb #02c11054
+# %% ../nbs/00_base/03_llm.ipynb #4b40f605
 async def _contained(coroutine: Coroutine[Any, Any, T]) -> T:
     try:
         return await coroutine
@@ -88,7 +88,7 @@ def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
         if loop is not _loop:
             loop.call_soon_threadsafe(loop.stop)
 
-# %% ../nbs/00_base/03_llm.ipynb #7992a537
+# %% ../nbs/00_base/03_llm.ipynb #9094385e
 @dataclass
 class Event(Record):
     """Something in a stream that is not text: type "status", "complete", or a layer's own.
@@ -110,7 +110,7 @@ def as_messages(prompt: Prompt) -> list[Message]:
     """A prompt as messages: a string is one user message."""
     return [Message("user", prompt)] if isinstance(prompt, str) else list(prompt)
 
-# %% ../nbs/00_base/03_llm.ipynb #bc5aaab5
+# %% ../nbs/00_base/03_llm.ipynb #7b43d2d9
 class LLM(ABC):
     """A language model, or a layer around one: `agenerate` and `astream`; plain forms are derived.
 
@@ -139,7 +139,7 @@ class LLM(ABC):
         """`astream` for plain code; stopping early stops the model as well."""
         return iterate_sync(self.astream(prompt, **params))
 
-# %% ../nbs/00_base/03_llm.ipynb #43096c63
+# %% ../nbs/00_base/03_llm.ipynb #e5c7d3e1
 _END = object()
 
 
@@ -176,7 +176,7 @@ def iterate_sync(stream: AsyncIterator[T]) -> Iterator[T]:
         if loop is not _loop:
             loop.call_soon_threadsafe(loop.stop)
 
-# %% ../nbs/00_base/03_llm.ipynb #dbac0bfb
+# %% ../nbs/00_base/03_llm.ipynb #91707171
 @dataclass
 class Reply:
     """One scripted turn: `text` in word pieces, after `delay_s`, `gap_s` between the pieces.
@@ -202,7 +202,7 @@ def _counted(prompt: Prompt, reply: Reply, model: str, started: float) -> Comple
     completion.meta["messages"] = len(as_messages(prompt))
     return completion
 
-# %% ../nbs/00_base/03_llm.ipynb #25ac3886
+# %% ../nbs/00_base/03_llm.ipynb #7febe058
 Script = Sequence[str | Reply | Exception] | Callable[[list[Message]], str | Reply]
 
 
@@ -248,7 +248,7 @@ class ScriptedLLM(LLM):
             raise reply.error
         yield Event("complete", completion=_counted(prompt, reply, self.name, started))
 
-# %% ../nbs/00_base/03_llm.ipynb #40367171
+# %% ../nbs/00_base/03_llm.ipynb #5b6b0e8a
 def call_key(prompt: Prompt, params: dict[str, Any]) -> str:
     """Identity of a call: sha256 over its messages and parameters, the same in every process."""
     messages = [[message.role, message.content] for message in as_messages(prompt)]
@@ -294,7 +294,7 @@ def _replayed(completion: Completion) -> Completion:
         completion.to_dict() | {"meta": {**completion.meta, "replayed": True}}
     )
 
-# %% ../nbs/00_base/03_llm.ipynb #efb4baae
+# %% ../nbs/00_base/03_llm.ipynb #ffa5d70a
 ABSTAIN = "I don't know."
 GROUNDED_RULES = f"""Answer the question from the numbered sources and from nothing else.
 After each statement cite the sources that support it by number, like [1] or [2][3].
@@ -310,7 +310,7 @@ class Source(Record):
     title: str
     text: str
 
-# %% ../nbs/00_base/03_llm.ipynb #d9474ec6
+# %% ../nbs/00_base/03_llm.ipynb #5c82d1c8
 _TAG = re.compile(r"<(?=/?(?:source|question)\b)", re.IGNORECASE)
 _INERT = re.compile(r"&lt;(?=/?(?:source|question)\b)", re.IGNORECASE)
 _SOURCE = re.compile(r'<source id="(\d+)" title="([^"]*)">\n(.*?)\n</source>', re.DOTALL)
@@ -333,7 +333,7 @@ def grounded_prompt(
     asked = f"<question>\n{_TAG.sub('&lt;', question)}\n</question>"
     return [Message("system", rules), Message("user", "\n".join([*shown, asked]))]
 
-# %% ../nbs/00_base/03_llm.ipynb #40790936
+# %% ../nbs/00_base/03_llm.ipynb #c265b579
 def read_grounded(prompt: Prompt) -> tuple[str, list[Source]]:
     """The question and the sources of a grounded prompt; DataError if the prompt is not one."""
     content = as_messages(prompt)[-1].content
