@@ -168,3 +168,10 @@ def settled(page: Any, quiet_ms: int = 400) -> None:
     """Wait until Bokeh has drawn everything and nothing was sent for a moment."""
     page.wait_for_function("window.Bokeh && Bokeh.documents.length && Bokeh.documents[0].is_idle")
     page.wait_for_timeout(quiet_ms)
+
+
+def shot(page: Any, name: str) -> None:
+    """Keep a picture if LLMOPS_KIT_SHOTS names a folder for them."""
+    if folder := os.environ.get("LLMOPS_KIT_SHOTS"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=str(Path(folder) / f"{name}.png"))

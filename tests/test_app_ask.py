@@ -1,13 +1,12 @@
 """The page "Ask the handbook" in a real browser, served from another folder."""
 
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Server, chromium, free_port, process, serve, settled, wait_for, watched
+from browser import Server, free_port, process, serve, settled, shot, wait_for, watched
 
 from llmops_kit.apps.ask import EXAMPLES, AskHandbook
 from llmops_kit.apps.turns import Turn
@@ -30,12 +29,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as running:
-        yield running
-
-
 @pytest.fixture
 def page(browser: Any, server: Server) -> Iterator[Any]:
     """The page, open and drawn; the test fails if anything went wrong by its end."""
@@ -46,13 +39,6 @@ def page(browser: Any, server: Server) -> Iterator[Any]:
         assert opened.evaluate("window.hacked") is None
         assert watch.faults() == []
         assert server.faults() == []
-
-
-def shot(page: Any, name: str) -> None:
-    """Keep a picture if LLMOPS_KIT_SHOTS names a folder for them."""
-    if folder := os.environ.get("LLMOPS_KIT_SHOTS"):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=str(Path(folder) / f"{name}.png"))
 
 
 def ask(page: Any, question: str) -> Any:

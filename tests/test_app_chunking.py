@@ -1,14 +1,13 @@
 """The home page and the chunking explorer in a real browser, served from another folder."""
 
 import csv
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Server, chromium, serve, settled, watched
+from browser import Server, serve, settled, shot, watched
 
 from llmops_kit.rag.documents import handbook_documents
 
@@ -29,12 +28,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as running:
-        yield running
-
-
 @pytest.fixture
 def page(browser: Any, server: Server) -> Iterator[Any]:
     """The explorer, open and drawn; the test fails if anything went wrong by its end."""
@@ -44,13 +37,6 @@ def page(browser: Any, server: Server) -> Iterator[Any]:
         yield opened
         assert watch.faults() == []
         assert server.faults() == []
-
-
-def shot(page: Any, name: str) -> None:
-    """Keep a picture if LLMOPS_KIT_SHOTS names a folder for them."""
-    if folder := os.environ.get("LLMOPS_KIT_SHOTS"):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=str(Path(folder) / f"{name}.png"))
 
 
 def head(page: Any, letter: str = "A") -> Any:

@@ -1,7 +1,6 @@
 """The tutorial in a real JupyterLab: it runs, the explorer displays, and a slider works."""
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import chromium, free_port, process, wait_for, watched
+from browser import chromium, free_port, process, shot, wait_for, watched
 
 pytestmark = pytest.mark.needs("chromium")
 ROOT = Path(__file__).parent.parent
@@ -78,8 +77,7 @@ def test_the_tutorial_displays_the_explorer(lab: str) -> None:
         assert "fixed" in head.inner_text()
         page.wait_for_timeout(3_000)  # JupyterLab draws a large output twice
         head.scroll_into_view_if_needed()
-        if folder := os.environ.get("LLMOPS_KIT_SHOTS"):
-            page.screenshot(path=str(Path(folder) / "jupyterlab.png"))
+        shot(page, "jupyterlab")
         before = head.inner_text()
         page.get_by_role("slider").first.press("ArrowLeft")
         page.locator("code", has_text="('fixed', 192, 40)").wait_for(timeout=30_000)

@@ -6,7 +6,7 @@
 __all__ = ['Corpus', 'load_corpus', 'Setting', 'make_chunkers', 'evaluate_grid', 'grid_table', 'comparisons', 'cost_figure',
            'write_report']
 
-# %% ../../nbs/20_rag/06_report.ipynb #341e0fc3
+# %% ../../nbs/20_rag/06_report.ipynb #c15eb0dd
 import html
 import json
 import random
@@ -38,7 +38,7 @@ from ..text import count_tokens
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-# %% ../../nbs/20_rag/06_report.ipynb #add39468
+# %% ../../nbs/20_rag/06_report.ipynb #2d2c8b7e
 Corpus = tuple[list[Document], list[Question]]
 
 
@@ -67,7 +67,7 @@ def load_corpus(
         kept = random.Random(seed).sample(kept, limit)
     return documents, kept
 
-# %% ../../nbs/20_rag/06_report.ipynb #61495ec5
+# %% ../../nbs/20_rag/06_report.ipynb #6fe02e56
 @dataclass
 class Setting:
     """One pair of chunker and retriever: its report, chunk count, and prompt tokens of k hits."""
@@ -91,7 +91,7 @@ def make_chunkers(names: str | Iterable[str], max_tokens: int, overlap: int) -> 
         for name in _chosen(names, CHUNKERS, "chunkers")
     }
 
-# %% ../../nbs/20_rag/06_report.ipynb #478fb226
+# %% ../../nbs/20_rag/06_report.ipynb #36eaab91
 def _chosen(names: str | Iterable[str], known: Iterable[str], what: str) -> list[str]:
     parts = names.split(",") if isinstance(names, str) else names
     wanted = list(dict.fromkeys(name.strip() for name in parts if name.strip()))
@@ -101,7 +101,7 @@ def _chosen(names: str | Iterable[str], known: Iterable[str], what: str) -> list
         raise DataError(problem, what, f"Known are {', '.join(known)}, separated by commas.")
     return wanted
 
-# %% ../../nbs/20_rag/06_report.ipynb #75b7c67d
+# %% ../../nbs/20_rag/06_report.ipynb #be16636d
 def evaluate_grid(
     documents: Sequence[Document],
     questions: Sequence[Question],
@@ -133,7 +133,7 @@ def evaluate_grid(
 def _mean_tokens(texts: Sequence[str]) -> float:
     return sum(map(count_tokens, texts)) / max(1, len(texts))
 
-# %% ../../nbs/20_rag/06_report.ipynb #09a8a6a6
+# %% ../../nbs/20_rag/06_report.ipynb #b017992d
 def grid_table(settings: Sequence[Setting]) -> pd.DataFrame:
     """A row per setting: chunks, tokens at k, median latency, and each metric's mean [interval]."""
     rows = {
@@ -162,7 +162,7 @@ def comparisons(
     names = [f"{s.name} against {settings[0].name}" for s in settings[1:]]
     return pd.DataFrame(rows, index=names)
 
-# %% ../../nbs/20_rag/06_report.ipynb #15944721
+# %% ../../nbs/20_rag/06_report.ipynb #bcc9c285
 def _verdict(comparison: Comparison, p_value: float) -> dict[str, Any]:
     d = comparison.difference
     sure = comparison.verdict not in ("win", "lose") or p_value < 1 - d.level
@@ -175,7 +175,7 @@ def _verdict(comparison: Comparison, p_value: float) -> dict[str, Any]:
         "n": d.n,
     }
 
-# %% ../../nbs/20_rag/06_report.ipynb #139c5ecc
+# %% ../../nbs/20_rag/06_report.ipynb #4d14f031
 def cost_figure(settings: Sequence[Setting], metric: str = "token_recall") -> "go.Figure":
     """A Plotly scatter of a metric, with its intervals, against the prompt tokens of k hits."""
     import plotly.graph_objects as go
@@ -194,7 +194,7 @@ def cost_figure(settings: Sequence[Setting], metric: str = "token_recall") -> "g
     figure.update_yaxes(title=metric.replace("_", " "), range=[0, 1.02])
     return figure.update_layout(template="plotly_white", height=420, margin={"t": 20})
 
-# %% ../../nbs/20_rag/06_report.ipynb #eedbf5a9
+# %% ../../nbs/20_rag/06_report.ipynb #09e1788f
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto}
 table{border-collapse:collapse;font-size:13px;display:block;overflow-x:auto}
 th,td{padding:.3rem .6rem;border-bottom:1px solid #ddd;text-align:left;white-space:nowrap}
@@ -207,7 +207,12 @@ def _html(parts: Sequence[str], title: str) -> str:
     return f"<!doctype html><html lang='en'><head>{head}</head><body>{body}</body></html>"
 
 
-def _as_html(settings: Sequence[Setting], metric: str, parameters: Mapping[str, Any]) -> str:
+def _as_html(
+    settings: Sequence[Setting],
+    metric: str,
+    parameters: Mapping[str, Any],
+    verdicts: pd.DataFrame,
+) -> str:
     report = settings[0].report
     scope = f"{len(report.table)} questions on {report.table['document'].nunique()} documents"
     given = " ".join(f"{name}={value!r}" for name, value in parameters.items())
@@ -215,17 +220,19 @@ def _as_html(settings: Sequence[Setting], metric: str, parameters: Mapping[str, 
     parts = ["<h1>RAG report</h1>", f"<p>{scope}, k={report.k}. Means with 95 % intervals, "]
     parts += ["clustered by document.</p>", f"<p><code>{html.escape(given)}</code></p>"]
     parts += [grid_table(settings).to_html(escape=True), f"<h2>{metric} against cost</h2>", plot]
-    parts += ["<h2>Against the first setting</h2>", comparisons(settings, metric).to_html()]
+    parts += ["<h2>Against the first setting</h2>", verdicts.to_html()]
     return _html(parts, "RAG report")
 
-# %% ../../nbs/20_rag/06_report.ipynb #813d3760
+# %% ../../nbs/20_rag/06_report.ipynb #7253a0ec
 def write_report(
     folder: Path,
     settings: Sequence[Setting],
     parameters: Mapping[str, Any],
     metric: str = "token_recall",
+    seed: int = 0,
 ) -> dict[str, Path]:
     """Write rag_report.csv, .json and .html into `folder`, each in one step; their paths."""
+    verdicts = comparisons(settings, metric, seed)
     rows = pd.concat(
         s.report.table.assign(chunker=s.chunker, retriever=s.retriever).reset_index()
         for s in settings
@@ -234,12 +241,12 @@ def write_report(
         "made_by": f"llmops-kit {version('llmops-kit')}",
         "parameters": dict(parameters),
         "settings": {s.name: s.report.summary().to_dict("index") for s in settings},
-        "comparisons": comparisons(settings, metric).to_dict("index"),
+        "comparisons": verdicts.to_dict("index"),
     }
     contents = {
         "csv": rows.to_csv(index=False),
         "json": json.dumps(plain, indent=2, ensure_ascii=False),
-        "html": _as_html(settings, metric, parameters),
+        "html": _as_html(settings, metric, parameters, verdicts),
     }
     return {
         kind: write_text(Path(folder) / f"rag_report.{kind}", content)
