@@ -14,7 +14,12 @@ settings = config["DEFAULT"]
 
 EXTRAS = {
     "providers": ["accelerate"],
-    "bench": ["onnx", "onnxruntime", "onnxscript"],
+    "ray": ["ray"],
+    "redis": ["redis"],
+    "bench": [
+        *("onnx", "onnxruntime", "onnxscript"),
+        *("chonkie", "langchain-experimental", "langchain-text-splitters"),
+    ],
     "dev": settings["dev_requirements"].split(),
 }
 
@@ -22,6 +27,8 @@ EXTRAS = {
 SHARED = {
     "nbs/apps": "apps",
     "nbs/runs": "runs",
+    "data/claims": "data/claims",
+    "data/expansions": "data/expansions",
     "data/handbook": "data/handbook",
     "data/text": "data/text",
 }

@@ -97,7 +97,8 @@ class KeywordIndex:
         scores = np.round(self._score(self.tokenize(query)), 9)
         if where:
             scores = scores * [matches(chunk.meta, where) for chunk in self.chunks]
-        found = np.flatnonzero(scores)
+        least = np.partition(scores, -k)[-k] if k < len(scores) else 0.0
+        found = np.flatnonzero((scores >= least) & (scores > 0))  # the best k and their equals
         order = found[np.argsort(-scores[found], kind="stable")][:k]
         hits = [(self.chunks[place], float(scores[place])) for place in order]
         return [

@@ -74,14 +74,30 @@ class Words(NamedTuple):
     tokens: np.ndarray
 
 
+_PART = re.compile("[a-z0-9]+|[^a-z0-9]")
+
+
+@cache
+def _vocabulary() -> frozenset[str]:
+    """Words and marks of ASCII, one token each; without "[", which may begin "[SEP]"."""
+    tokens = _tokenizer().get_vocab()
+    return frozenset(t for t in tokens if t.isascii() and (t.isalnum() or len(t) == 1)) - {"["}
+
+
 def _count_new(words: list[str]) -> dict[str, int]:
-    """Tokens of distinct words, from one call of the tokenizer on all of them."""
-    ends = np.cumsum([len(word) + 1 for word in words])
-    starts = np.array([start for start, _ in _encode(" ".join(words)).offsets], dtype=np.int64)
+    """Tokens of distinct words: their parts if all are in the vocabulary, else by the tokenizer."""
+    parts = {word: _PART.findall(word.lower()) for word in words if word.isascii()}
+    counts = {word: len(own) for word, own in parts.items() if _vocabulary().issuperset(own)}
+    rest = [word for word in words if word not in counts]
+    if not rest:
+        return counts
+    ends = np.cumsum([len(word) + 1 for word in rest])
+    starts = np.array([start for start, _ in _encode(" ".join(rest)).offsets], dtype=np.int64)
     owners = np.searchsorted(ends, starts, side="right")
-    return dict(zip(words, np.bincount(owners, minlength=len(words)).tolist(), strict=True))
+    found = np.bincount(owners, minlength=len(rest)).tolist()
+    return counts | dict(zip(rest, found, strict=True))
 
-
+# %% ../nbs/00_base/02_text.ipynb #c0a57b1d
 def _count_words(words: list[str]) -> list[int]:
     global _known
     counts: list[int | None] = list(map(_known.get, words))

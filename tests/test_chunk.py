@@ -2,14 +2,19 @@
 
 import pickle
 import time
+import zlib
+from functools import partial
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from llmops_kit.core import DataError, Document
-from llmops_kit.rag.chunk import CHUNKERS, MIN_TOKENS, atoms_of, recursive_chunk
+from llmops_kit.rag.chunk import MIN_TOKENS, atoms_of, recursive_chunk
+from llmops_kit.embed import Embedder
+from llmops_kit.rag.semantic import CHUNKERS, semantic_chunk, similarity_curve
 from llmops_kit.text import (
     block_spans,
     count_tokens,
@@ -72,6 +77,27 @@ HOSTILE = st.one_of(
 PROPERTY = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 
 
+class HashingEmbedder(Embedder):
+    """Words thrown into 16 boxes: no meaning, no model, the same vectors every time."""
+
+    name, dim = "hashing", 16
+
+    def _encode(self, texts, kind, progress):
+        rows = np.zeros((len(texts), self.dim), np.float32)
+        for row, text in zip(rows, texts, strict=True):
+            for word in text.split():
+                row[zlib.crc32(word.encode()) % self.dim] += 1
+        return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+FACTORIES = CHUNKERS | {
+    "semantic": partial(semantic_chunk, embedder=HashingEmbedder()),
+    "semantic, many cuts": partial(
+        semantic_chunk, embedder=HashingEmbedder(), percentile=40, window=1
+    ),
+}
+
+
 def covered(text, spans):
     seen = bytearray(len(text))
     for start, end in spans:
@@ -79,7 +105,7 @@ def covered(text, spans):
     return [i for i, c in enumerate(text) if not c.isspace() and not seen[i]]
 
 
-@pytest.mark.parametrize("kind", CHUNKERS)
+@pytest.mark.parametrize("kind", FACTORIES)
 @PROPERTY
 @given(text=HOSTILE, limit=st.integers(MIN_TOKENS, 60), share=st.floats(0, 0.99))
 @example(text="", limit=10, share=0.5)
@@ -89,7 +115,7 @@ def covered(text, spans):
 def test_promises(kind, text, limit, share):
     overlap = int(share * limit)
     document = Document("doc", text, {"area": "test"})
-    chunks = CHUNKERS[kind](max_tokens=limit, overlap=overlap)(document)
+    chunks = FACTORIES[kind](max_tokens=limit, overlap=overlap)(document)
     assert all(text[c.start : c.end] == c.text and c.doc_id == "doc" for c in chunks)
     assert all(type(c.start) is int and type(c.end) is int for c in chunks)
     assert not covered(text, [(c.start, c.end) for c in chunks])
@@ -141,7 +167,7 @@ def test_atoms_cost_no_more_than_the_limit(text, limit):
     assert (real <= atoms.costs).all()
 
 
-@pytest.mark.parametrize("kind", CHUNKERS)
+@pytest.mark.parametrize("kind", FACTORIES)
 @pytest.mark.parametrize(
     "unit", ["x", "ab,", "。", "\u200b", ". ", "| a ", "```\n", "e\u0301", "\x0c"]
 )
@@ -149,7 +175,7 @@ def test_time_grows_with_the_length(kind, unit):
     """A quadratic step would take minutes here; the bound is wide for a busy machine."""
     text = unit * (60_000 // len(unit))
     begin = time.perf_counter()
-    CHUNKERS[kind](64, 8)(text)
+    FACTORIES[kind](64, 8)(text)
     assert time.perf_counter() - begin < 8
 
 

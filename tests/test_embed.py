@@ -1,7 +1,7 @@
-"""What the embed chapter cannot show: its peer's vectors, other CPUs, threads, crashes."""
+"""What the embed chapter cannot show: its peer's vectors, other CPUs, threads."""
 
 import os
-import signal
+import pickle
 import subprocess
 import sys
 import threading
@@ -13,8 +13,6 @@ import pytest
 
 from llmops_kit.core import DataError
 from llmops_kit.embed import (
-    CachedEmbedder,
-    Embedder,
     MiniLMEmbedder,
     SentenceTransformerEmbedder,
     default_embedder,
@@ -126,12 +124,10 @@ def test_light_import():
     assert done.stdout.splitlines() == ["[]", "['openvino', 'tokenizers']"]
 
 
-def test_hostile_text(minilm, tmp_path):
+def test_hostile_text(minilm):
     rows = quiet(minilm, HOSTILE)
     assert rows.shape == (len(HOSTILE), 384) and np.isfinite(rows).all()
     assert np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
-    cached = CachedEmbedder(minilm, tmp_path / "c.sqlite")
-    assert np.array_equal(quiet(cached, HOSTILE), quiet(cached, HOSTILE))
     for text, (vectors, spans) in zip(HOSTILE, minilm.encode_tokens(HOSTILE), strict=True):
         assert len(vectors) == len(spans) and all(0 <= a <= b <= len(text) for a, b in spans)
 
@@ -143,9 +139,8 @@ def test_what_is_not_a_list_of_strings_is_refused(minilm, texts):
             call(texts)
 
 
-def test_empty_and_order(minilm, tmp_path):
+def test_empty_and_order(minilm):
     assert minilm.encode([]).shape == (0, 384)
-    assert CachedEmbedder(minilm, tmp_path / "c.sqlite").encode([]).shape == (0, 384)
     texts = [f"text number {i} " * (1 + i % 7) for i in range(60)]
     together, alone = minilm.encode(texts), [minilm.encode([text])[0] for text in texts]
     assert (together * np.stack(alone)).sum(axis=1).min() > 0.999
@@ -194,90 +189,15 @@ def test_progress_is_shown_only_when_asked(minilm, capfd):
     assert "1/1" in capfd.readouterr().err
 
 
-class Counting(Embedder):
-    """Two numbers for each text, and a count of what was asked."""
-
-    name, dim = "counting@1", 2
-
-    def __init__(self):
-        self.asked = []
-
-    def _encode(self, texts, kind, progress):
-        self.asked += texts
-        rows = np.array([[len(text) + 1, 1] for text in texts], np.float32)
-        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-def test_cache_asks_once_and_keeps_models_and_kinds_apart(tmp_path):
-    inner = Counting()
-    cached = CachedEmbedder(inner, tmp_path / "c.sqlite")
-    first = cached.encode(["a", "bb", "a"])
-    assert inner.asked == ["a", "bb"] and (first[0] == first[2]).all()
-    cached.encode(["a"], kind="query")
-    assert inner.asked == ["a", "bb", "a"] and (cached.hits, cached.misses) == (0, 4)
-    other = Counting()
-    other.name = "counting@2"
-    CachedEmbedder(other, tmp_path / "c.sqlite").encode(["a"])
-    assert other.asked == ["a"]
-    fresh = Counting()
-    again = CachedEmbedder(fresh, tmp_path / "c.sqlite").encode(["a", "bb", "a"])
-    assert fresh.asked == [] and np.array_equal(again, first)
-
-
-def test_cache_of_many_texts(tmp_path):
-    cached = CachedEmbedder(Counting(), tmp_path / "c.sqlite")
-    texts = [f"text {i}" for i in range(25_000)]
-    assert np.array_equal(cached.encode(texts), cached.encode(texts))
-    assert (cached.hits, cached.misses) == (25_000, 25_000)
-
-
-def test_a_torn_row_is_computed_again(tmp_path):
-    inner = Counting()
-    cached = CachedEmbedder(inner, tmp_path / "c.sqlite")
-    cached.encode(["a"])
-    with cached.store.open() as database:
-        database.execute("UPDATE vectors SET vector = x'00'")
-    assert cached.encode(["a"]).shape == (1, 2) and inner.asked == ["a", "a"]
-
-
-SLOW = """
-import sys, time, numpy as np
-from llmops_kit.embed import CachedEmbedder, Embedder
-class Slow(Embedder):
-    name, dim = "slow@1", 2
-    def _encode(self, texts, kind, progress):
-        time.sleep({pause}); print("batch", flush=True)
-        return np.tile(np.float32([1, 0]), (len(texts), 1))
-CachedEmbedder(Slow(), sys.argv[1]).encode([f"{{sys.argv[2]}} {{i}}" for i in range(3000)])
-"""
-
-
-def rows_in(path):
-    with CachedEmbedder(Counting(), path).store.open() as database:
-        return database.execute("SELECT count(*) FROM vectors").fetchone()[0]
-
-
-def test_cache_survives_kill_9(tmp_path):
-    path = tmp_path / "c.sqlite"
-    command = [sys.executable, "-c", SLOW.format(pause=0.3), str(path), "text"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    for _ in range(2):
-        process.stdout.readline()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    assert rows_in(path) in (1024, 2048)
-    done = subprocess.run([*command[:2], SLOW.format(pause=0), *command[3:]], capture_output=True)
-    assert done.returncode == 0 and rows_in(path) == 3000
-    assert done.stdout.count(b"batch") <= 2
-
-
-def test_cache_of_several_processes(tmp_path):
-    path = tmp_path / "c.sqlite"
-    command = [sys.executable, "-c", SLOW.format(pause=0), str(path)]
-    processes = [subprocess.Popen([*command, word], stdout=subprocess.DEVNULL) for word in "aabb"]
-    assert [process.wait(60) for process in processes] == [0] * 4
-    assert rows_in(path) == 6000
+def test_pickled_they_are_their_settings(peer):
+    ours = MiniLMEmbedder(precision="f32", batch_tokens=512)
+    ours.encode(["load it"])
+    again = pickle.loads(pickle.dumps(ours))  # noqa: S301
+    assert (again.name, again.precision, again.batch_tokens) == (ours.name, "f32", 512)
+    assert np.array_equal(again.encode(VARIED[:3]), ours.encode(VARIED[:3]))
+    assert len(pickle.dumps(peer)) < 1000 and peer.model is not None
+    theirs = pickle.loads(pickle.dumps(peer))  # noqa: S301
+    assert (theirs.name_or_path, theirs.options) == (str(minilm_path()), {"device": "cpu"})
 
 
 def test_default_is_shared_between_threads():

@@ -19,7 +19,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SOURCES = ["llmops_kit", "nbs/apps", "nbs/runs", "data/handbook", "data/text"]
+SOURCES = [
+    "llmops_kit",
+    "nbs/apps",
+    "nbs/runs",
+    "data/claims",
+    "data/expansions",
+    "data/handbook",
+    "data/text",
+]
 FILES = ["setup.py", "settings.ini", "pyproject.toml", "README.md", "LICENSE"]
 
 

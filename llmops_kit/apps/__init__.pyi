@@ -1,2 +1,3 @@
 from .ask import AskHandbook as AskHandbook
 from .chunking import ChunkingExplorer as ChunkingExplorer
+from .reranking import RerankingExplorer as RerankingExplorer

@@ -19,11 +19,12 @@ from .shell import Tell
 from .theme import GOLD, SETTING_COLOURS, escape, styled
 from ..core import Chunk, Document
 from ..datasets import Question
-from ..embed import CachedEmbedder, Embedder, default_embedder
-from ..rag.chunk import CHUNKERS
+from ..embed import Embedder, default_embedder
+from ..embed_cache import CachedEmbedder
 from ..rag.index import build_index
 from ..rag.measure import RetrievalReport, compare_settings, evaluate
 from ..rag.retrieve import make_retriever
+from ..rag.semantic import CHUNKERS
 from ..text import count_tokens
 
 if TYPE_CHECKING:

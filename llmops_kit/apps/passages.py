@@ -130,7 +130,10 @@ mark { background: color-mix(in srgb, var(--accent) 20%, transparent); color: va
 
 # %% ../../nbs/90_apps/03_passages.ipynb #faf07076
 class Clickable(pn.custom.JSComponent):
-    """Trusted markup that says which [data-source] button was pressed, by `on_pick(number)`."""
+    """Trusted markup that says which [data-source] was pressed, by `on_pick(number)`.
+
+    One with [data-top] also scrolls the page to its top, where what was picked is shown.
+    """
 
     html = param.String()
     _esm = """
@@ -148,6 +151,7 @@ class Clickable(pn.custom.JSComponent):
       box.addEventListener("click", (event) => {
         const button = event.target.closest("[data-source]")
         if (button) model.send_msg(Number(button.dataset.source))
+        if (button?.dataset.top !== undefined) window.scrollTo({ top: 0, behavior: "smooth" })
       })
       return box
     }

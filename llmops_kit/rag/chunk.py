@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WORD', 'LINE', 'AFTER_HEADING', 'SENTENCE', 'ITEM', 'BLOCK', 'HEADING', 'END', 'MIN_TOKENS', 'Break', 'Breaks',
-           'Piece', 'CHUNKERS', 'Chunker', 'Atoms', 'atoms_of', 'Packer', 'packed', 'PackingChunker', 'chunker',
-           'fixed_chunk', 'sentence_chunk', 'recursive_chunk']
+           'Piece', 'blocks_of', 'CHUNKERS', 'Chunker', 'Atoms', 'atoms_of', 'Packer', 'packed', 'PlacingChunker',
+           'PackingChunker', 'checked_limits', 'fixed_chunk', 'sentence_chunk', 'recursive_chunk']
 
 # %% ../../nbs/20_rag/01_chunk.ipynb #2ef61227
 from bisect import bisect_right
@@ -41,7 +41,7 @@ WORD, LINE, AFTER_HEADING, SENTENCE, ITEM, BLOCK, HEADING, END = 1, 2, 3, 4, 5, 
 MIN_TOKENS = 4  # one character can cost three tokens
 
 Break = tuple[int, int]  # offset, strength
-Breaks = Callable[[str, int], list[Break]]  # from a text and the limit in tokens
+Breaks = Callable[[str, int, int], list[Break]]  # from a text, the limit and the overlap
 
 
 class Atoms(NamedTuple):
@@ -128,11 +128,17 @@ def _refined(
     return np.array(rows, dtype=np.int64).reshape(-1, 4)
 
 # %% ../../nbs/20_rag/01_chunk.ipynb #624fa4fc
-def atoms_of(text: str, breaks: list[Break], limit: int) -> Atoms:
-    """The words of a text with breaks laid on them; whatever costs more than `limit` is cut."""
+@lru_cache(maxsize=2)  # the breaks need them too
+def _words(text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The words of a text: start, end, tokens, and cost, which for long ones is more."""
     starts, ends, tokens = words_of(text)
     lengths = ends - starts
-    costs = np.where(lengths > 100, np.maximum(tokens, lengths // 4), tokens)
+    return starts, ends, tokens, np.where(lengths > 100, np.maximum(tokens, lengths // 4), tokens)
+
+
+def atoms_of(text: str, breaks: list[Break], limit: int) -> Atoms:
+    """The words of a text with breaks laid on them; whatever costs more than `limit` is cut."""
+    starts, ends, tokens, costs = _words(text)
     rows = np.stack([starts, ends, costs, np.full_like(costs, WORD)], axis=1)
     places = np.array(sorted(breaks), dtype=np.int64).reshape(-1, 2)
     if len(starts):
@@ -198,12 +204,12 @@ def _title(text: str, heading: Block) -> str:
     return line.strip("# \t") if line.startswith("#") else line
 
 
-_blocks = lru_cache(maxsize=2)(block_spans)  # the same text is asked for twice per document
+blocks_of = lru_cache(maxsize=2)(block_spans)  # the same text is asked for twice per document
 
 
 def _sections(text: str, places: list[tuple[int, int]]) -> Iterator[str]:
     """For each place the headings above all of it, outermost first, as "Limits > By plan"."""
-    headings = [block for block in _blocks(text) if block.kind == "heading"]
+    headings = [block for block in blocks_of(text) if block.kind == "heading"]
     path: list[Block] = []
     at = 0
     for start, end in places:
@@ -218,23 +224,25 @@ def _sections(text: str, places: list[tuple[int, int]]) -> Iterator[str]:
 
 # %% ../../nbs/20_rag/01_chunk.ipynb #f925f902
 @dataclass(frozen=True, repr=False)
-class PackingChunker:
-    """A chunker made of a rule that proposes breaks; packing, limit and overlap are for all alike.
+class PlacingChunker:
+    """A chunker whose subclass says where the chunks of a text are; `name` shows its settings.
 
     With `sections`, meta["section"] of a chunk names the headings above it.
     """
 
     name: str
-    breaks: Breaks
     max_tokens: int
     overlap: int
-    sections: bool = False
+    sections: bool
+
+    def places(self, text: str) -> list[tuple[int, int]]:
+        """The chunks as offsets (start, end), in order."""
+        raise NotImplementedError
 
     def __call__(self, document: Document | str) -> list[Chunk]:
         """The chunks, in order; none for a text of white space. DataError for invalid Unicode."""
         doc = Document("text", document) if isinstance(document, str) else document
-        atoms = atoms_of(doc.text, self.breaks(doc.text, self.max_tokens), self.max_tokens)
-        places = packed(atoms, self.max_tokens, self.overlap)
+        places = self.places(doc.text)
         sections = _sections(doc.text, places) if self.sections else [""] * len(places)
         return [
             doc.chunk(start, end, **({"section": section} if section else {}))
@@ -244,15 +252,21 @@ class PackingChunker:
     def __repr__(self) -> str:
         return self.name
 
+
+@dataclass(frozen=True, repr=False)
+class PackingChunker(PlacingChunker):
+    """A chunker made of a rule that proposes breaks; packing, limit and overlap are for all alike."""
+
+    breaks: Breaks
+
+    def places(self, text: str) -> list[tuple[int, int]]:
+        """Chunks as full as the limit allows, each ending at the strongest break in reach."""
+        atoms = atoms_of(text, self.breaks(text, self.max_tokens, self.overlap), self.max_tokens)
+        return packed(atoms, self.max_tokens, self.overlap)
+
 # %% ../../nbs/20_rag/01_chunk.ipynb #56376d92
-def chunker(
-    kind: str,
-    breaks: Breaks,
-    max_tokens: int,
-    overlap: int,
-    sections: bool = False,
-) -> PackingChunker:
-    """A chunker from a rule of breaks, its parameters checked; DataError names the wrong one."""
+def checked_limits(kind: str, max_tokens: int, overlap: int) -> tuple[str, int, int]:
+    """The name of a chunker, its limit and its overlap; DataError names the one that will not do."""
     try:
         limit, shared = index(max_tokens), index(overlap)
     except TypeError:
@@ -264,22 +278,21 @@ def chunker(
     if not 0 <= shared < limit:
         what = f"overlap={shared} is not in [0, {limit}): a chunk could not move on."
         raise DataError(what, kind, "Take at most half of max_tokens.")
-    return PackingChunker(
-        f"{kind}(max_tokens={limit}, overlap={shared})", breaks, limit, shared, sections
-    )
+    return f"{kind}(max_tokens={limit}, overlap={shared})", limit, shared
 
 # %% ../../nbs/20_rag/01_chunk.ipynb #4b1762d3
-def _no_breaks(text: str, limit: int) -> list[Break]:
+def _no_breaks(text: str, limit: int, overlap: int) -> list[Break]:
     return []
 
 
 def fixed_chunk(max_tokens: int = 200, overlap: int = 0) -> Chunker:
     """As many words as fit, wherever that ends; the next chunk repeats up to `overlap` tokens."""
-    return chunker("fixed", _no_breaks, max_tokens, overlap)
+    limits = checked_limits("fixed", max_tokens, overlap)
+    return PackingChunker(*limits, sections=False, breaks=_no_breaks)
 
 # %% ../../nbs/20_rag/01_chunk.ipynb #57f9ff39
-def _sentence_breaks(text: str, limit: int) -> list[Break]:
-    return [(start, SENTENCE) for start, _ in sentence_spans(text, _blocks(text))]
+def _sentence_breaks(text: str, limit: int, overlap: int) -> list[Break]:
+    return [(start, SENTENCE) for start, _ in sentence_spans(text, blocks_of(text))]
 
 
 def sentence_chunk(max_tokens: int = 200, overlap: int = 0) -> Chunker:
@@ -287,28 +300,39 @@ def sentence_chunk(max_tokens: int = 200, overlap: int = 0) -> Chunker:
 
     The overlap repeats whole sentences where one fits in it.
     """
-    return chunker("sentence", _sentence_breaks, max_tokens, overlap)
+    limits = checked_limits("sentence", max_tokens, overlap)
+    return PackingChunker(*limits, sections=False, breaks=_sentence_breaks)
 
 # %% ../../nbs/20_rag/01_chunk.ipynb #02d2bfa2
-def _structure_breaks(text: str, limit: int) -> list[Break]:
-    blocks = _blocks(text)
-    lines = [block for block in blocks if block.kind in ("code", "table")]
-    line_ends = [block.end for block in lines]
-    found: dict[int, int] = {}
-    for start, _ in sentence_spans(text, blocks):
-        at = bisect_right(line_ends, start)
-        found[start] = LINE if at < len(lines) and start >= lines[at].start else SENTENCE
-    above = ""
-    for kind, start, end, level in blocks:
+def _block_breaks(blocks: list[Block], tokens: np.ndarray, limit: int) -> list[int]:
+    """The strength of the break before each block; `tokens` are the sizes of the blocks."""
+    strengths, above = [], ""
+    for (kind, _, _, level), size in zip(blocks, tokens.tolist(), strict=True):
         if above == "heading":
-            cut_anyway = kind in ("code", "table") and count_tokens(text[start:end]) > limit
-            found[start] = LINE if cut_anyway else AFTER_HEADING
+            strengths.append(LINE if kind in ("code", "table") and size > limit else AFTER_HEADING)
         elif kind == "heading":
-            found[start] = HEADING + 6 - level
+            strengths.append(HEADING + 6 - level)
         else:
-            found[start] = ITEM if kind == above == "list" else BLOCK
+            strengths.append(ITEM if kind == above == "list" else BLOCK)
         above = kind
-    return list(found.items())
+    return strengths
+
+
+def _structure_breaks(text: str, limit: int, overlap: int) -> list[Break]:
+    """Blocks by their strength; sentences and lines only where a chunk may end or begin at one."""
+    blocks = blocks_of(text)
+    _, ends, tokens, costs = _words(text)
+    at = np.append(np.searchsorted(ends, [block.start for block in blocks], "right"), len(ends))
+    strengths = _block_breaks(blocks, np.diff(np.append(0, np.cumsum(tokens))[at]), limit)
+    runs = [i for i, strength in enumerate(strengths) if strength > SENTENCE] or [0]
+    sizes = np.diff(np.append(0, np.cumsum(costs))[np.append(at[runs], at[-1])])
+    found: dict[int, int] = {}
+    for first, last, size in zip(runs, [*runs[1:], len(blocks)], sizes.tolist(), strict=True):
+        if size > limit or overlap:
+            for block in blocks[first:last]:
+                strength = LINE if block.kind in ("code", "table") else SENTENCE
+                found |= dict.fromkeys((s for s, _ in sentence_spans(text, [block])), strength)
+    return list({**found, **dict(zip((block.start for block in blocks), strengths))}.items())
 
 # %% ../../nbs/20_rag/01_chunk.ipynb #9c1799ca
 def recursive_chunk(max_tokens: int = 200, overlap: int = 0) -> Chunker:
@@ -318,7 +342,8 @@ def recursive_chunk(max_tokens: int = 200, overlap: int = 0) -> Chunker:
     unless that alone fills the chunk, and no chunk runs into a section of a higher level. Small
     neighbouring sections of one level share a chunk. `meta["section"]` names the headings above.
     """
-    return chunker("recursive", _structure_breaks, max_tokens, overlap, sections=True)
+    limits = checked_limits("recursive", max_tokens, overlap)
+    return PackingChunker(*limits, sections=True, breaks=_structure_breaks)
 
 
 CHUNKERS: dict[str, Callable[..., Chunker]] = {

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Place', 'METRICS', 'brings', 'dcg', 'ndcg', 'rank_scores', 'token_scores', 'precision_omega', 'RetrievalReport',
-           'Searches', 'evaluate', 'compare_settings']
+           'score_hits', 'Searches', 'evaluate', 'compare_settings']
 
 # %% ../../nbs/20_rag/05_measure.ipynb #de348bff
 import time
@@ -18,6 +18,7 @@ import pandas as pd
 from ..core import Chunk, DataError, Hit, Span, Where
 from ..datasets import Question
 from ..stats import Comparison, Estimate, mean, paired
+from ..text import count_tokens
 
 # %% ../../nbs/20_rag/05_measure.ipynb #709f3c44
 def brings(chunk: Chunk, span: Span, min_cover: float = 0.5) -> bool:
@@ -130,8 +131,9 @@ class RetrievalReport:
     """Scores of one setting, a row per question in `table` (index: question id).
 
     Columns: question, kind, split, document (of the first gold passage), rank (of the first
-    relevant hit, or missing), latency_ms and METRICS. `left_out` counts the questions without a
-    gold passage, by kind. Intervals take questions on one document together if `by_document`.
+    relevant hit, or missing), METRICS, tokens (of the first k hits, by `count_tokens`) and
+    latency_ms. `left_out` counts the questions without a gold passage, by kind. Intervals take
+    questions on one document together if `by_document`.
     """
 
     name: str
@@ -149,17 +151,21 @@ class RetrievalReport:
         clusters = rows["document"] if self.by_document else None
         return mean(rows[metric], clusters=clusters, bounds=(0.0, 1.0))
 
+    @property
+    def tokens_at_k(self) -> Estimate:
+        """What a question costs: the mean tokens of its first k hits, clustered as the scores."""
+        clusters = self.table["document"] if self.by_document else self.table.index
+        bounds = (0.0, float("inf")) if len(set(clusters)) == 1 else None
+        return mean(self.table["tokens"], clusters=clusters, bounds=bounds)
+
     def summary(self) -> pd.DataFrame:
         """A row per metric: value, low, high, n."""
-        rows = {metric: self.estimate(metric) for metric in METRICS}
-        plain = {metric: (e.value, e.low, e.high, e.n) for metric, e in rows.items()}
-        return pd.DataFrame.from_dict(plain, "index", columns=["value", "low", "high", "n"])
+        return _rows({metric: self.estimate(metric) for metric in METRICS})
 
     def by_kind(self, metric: str = "recall") -> pd.DataFrame:
         """A row per kind of question, as in `summary`."""
-        rows = {kind: self.estimate(metric, kind) for kind in sorted(set(self.table["kind"]))}
-        plain = {kind: (e.value, e.low, e.high, e.n) for kind, e in rows.items()}
-        return pd.DataFrame.from_dict(plain, "index", columns=["value", "low", "high", "n"])
+        kinds = sorted(set(self.table["kind"]))
+        return _rows({kind: self.estimate(metric, kind) for kind in kinds})
 
     def _repr_markdown_(self) -> str:
         out = ", ".join(f"{n} {kind}" for kind, n in sorted(self.left_out.items())) or "none"
@@ -167,18 +173,21 @@ class RetrievalReport:
             f"**{self.name}**, k={self.k}: {len(self.table)} questions on "
             f"{self.table['document'].nunique()} documents; left out, having no gold passage: {out}"
         )
-        rows = "\n".join(f"| {metric} | {self.estimate(metric)} |" for metric in METRICS)
-        return f"{head}\n\n| metric | mean [95 % interval] |\n|---|---|\n{rows}"
+        rows = [f"| {metric} | {self.estimate(metric)} |" for metric in METRICS]
+        table = "\n".join([*rows, f"| tokens at k | {self.tokens_at_k} |"])
+        return f"{head}\n\n| metric | mean [95 % interval] |\n|---|---|\n{table}"
+
+
+def _rows(estimates: dict[str, Estimate]) -> pd.DataFrame:
+    plain = {name: (e.value, e.low, e.high, e.n) for name, e in estimates.items()}
+    return pd.DataFrame.from_dict(plain, "index", columns=["value", "low", "high", "n"])
 
 # %% ../../nbs/20_rag/05_measure.ipynb #d9a13c70
-class Searches(Protocol):
-    """What `evaluate` needs of a retriever."""
-
-    def search(self, query: str, k: int = 10, where: Where | None = None) -> list[Hit]:
-        """The best k hits, best first."""
-
-
-def _score(question: Question, hits: Sequence[Hit], k: int, min_cover: float) -> dict[str, Any]:
+def score_hits(
+    question: Question, hits: Sequence[Hit], k: int = 5, min_cover: float = 0.5
+) -> dict[str, Any]:
+    """What the first k hits of a question with gold passages scored and cost: a row of a report."""
+    hits = hits[:k]
     ranking = rank_scores(hits, question.spans, k, min_cover)
     return {
         "question": question.question,
@@ -188,9 +197,17 @@ def _score(question: Question, hits: Sequence[Hit], k: int, min_cover: float) ->
         "rank": round(1 / ranking["mrr"]) if ranking["mrr"] else None,
         **ranking,
         **token_scores(hits, question.spans),
+        "tokens": sum(count_tokens(hit.chunk.text) for hit in hits),
     }
 
-# %% ../../nbs/20_rag/05_measure.ipynb #b2cdf15b
+# %% ../../nbs/20_rag/05_measure.ipynb #575f7e2d
+class Searches(Protocol):
+    """What `evaluate` needs of a retriever."""
+
+    def search(self, query: str, k: int = 10, where: Where | None = None) -> list[Hit]:
+        """The best k hits, best first."""
+
+
 def evaluate(
     retriever: Searches,
     questions: Iterable[Question],
@@ -220,9 +237,9 @@ def evaluate(
         if question.id in rows:
             raise DataError(f"the question id {question.id!r} is there twice.", "evaluate")
         started = time.perf_counter()
-        hits = retriever.search(question.question, k=k, where=where)[:k]
+        hits = retriever.search(question.question, k=k, where=where)
         latency = (time.perf_counter() - started) * 1000
-        rows[question.id] = _score(question, hits, k, min_cover) | {"latency_ms": latency}
+        rows[question.id] = score_hits(question, hits, k, min_cover) | {"latency_ms": latency}
     if not rows:
         raise DataError("no question has a gold passage.", "evaluate", "See `read_questions`.")
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("id")
