@@ -91,7 +91,7 @@ def _ece(
 ) -> tuple[Estimate, float]:
     """ECE from each pair's (score - outcome) and bin, and what luck alone would show."""
     number = {label: place for place, label in enumerate(dict.fromkeys(labels))}
-    unit, n = [number[label] for label in labels], len(gaps)
+    unit, n = np.array([number[label] for label in labels]), len(gaps)
     rows = np.zeros((len(number), codes.max() + 2))  # sums of gaps by unit and bin, then the size
     np.add.at(rows, (unit, codes), gaps)
     rows[:, -1] = np.bincount(unit)
@@ -172,7 +172,7 @@ def reliability(
     if p.min() < 0 or p.max() > 1:
         what = f"scores from {p.min():g} to {p.max():g} are no probabilities."
         raise DataError(what, "reliability", "Map them first, with fit_platt or fit_isotonic.")
-    labels = list(range(len(p))) if clusters is None else list(clusters)
+    labels: list[Hashable] = list(range(len(p)) if clusters is None else clusters)
     brier = mean((p - y) ** 2, clusters=labels, level=level, bounds=(0.0, 1.0))
     base = mean(y, clusters=labels, level=level, bounds=(0.0, 1.0))
     codes = _bin_numbers(p, bins, strategy)
@@ -216,7 +216,8 @@ class CalibrationMap(Record):
             raise DataError("a score is missing (NaN) or infinite.", "CalibrationMap")
         if self.method == "platt":
             return expit(self.slope * values + self.intercept)
-        return np.interp(values, *zip(*self.knots, strict=True))
+        known, chances = zip(*self.knots, strict=True)
+        return np.interp(values, known, chances)
 
 # %% ../nbs/00_base/11_calibration.ipynb #fac9488c
 def _enough(scores: Iterable[float], outcomes: Iterable[float]) -> tuple[np.ndarray, np.ndarray]:

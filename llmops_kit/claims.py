@@ -120,11 +120,14 @@ def _weights(
     return weights / weights.sum(), rare
 
 
+_Tokens = tuple[np.ndarray, list[tuple[int, int]]]
+
+
 def _matches(
-    embedder: Any, claim: str, readings: Sequence[_Reading]
+    claim: str, tokens: _Tokens, readings: Sequence[_Reading]
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each sentence of all readings: its likeness to the claim, and the share of its words."""
-    [(asked, spans)] = embedder.encode_tokens([claim])
+    asked, spans = tokens
     groups = [group for reading in readings for group in reading.stems]
     if not len(spans) or not groups:
         return np.zeros(len(groups)), np.zeros(len(groups))
@@ -169,9 +172,9 @@ def _objections(claim: str, reading: _Reading, number: int) -> dict[str, str]:
     return found
 
 # %% ../nbs/00_base/12_claims.ipynb #06f45f25
-def _look(embedder: Any, claim: str, readings: Sequence[_Reading]) -> _Look | None:
+def _look(claim: str, tokens: _Tokens, readings: Sequence[_Reading]) -> _Look | None:
     """The best sentence for a claim, with its features; None if there is no sentence."""
-    matched, shared = _matches(embedder, claim, readings)
+    matched, shared = _matches(claim, tokens, readings)
     if not len(matched):
         return None
     places = [(r, n) for r, reading in enumerate(readings) for n in range(len(reading.found))]
@@ -283,9 +286,10 @@ class EmbeddedChecker(ClaimChecker):
 
     def _check(self, claims: list[Claim], sources: list[Source]) -> list[CheckedClaim]:
         readings = [self._read(_whole(s.title), _whole(s.text)) for s in sources]
-        checked = []
-        for claim in claims:
-            look = _look(self.embedder, _whole(claim.text), readings)
+        texts, checked = [_whole(claim.text) for claim in claims], []
+        encoded = self.embedder.encode_tokens(texts)
+        for claim, text, tokens in zip(claims, texts, encoded, strict=True):
+            look = _look(text, tokens, readings)
             if look is None:
                 nothing = "there is no text to support it"
                 checked.append(CheckedClaim(claim, "no support", 0.0, nothing))

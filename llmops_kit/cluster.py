@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Need', 'slices', 'RayEmbedder']
 
-# %% ../nbs/00_base/13_cluster.ipynb #6973dc23
+# %% ../nbs/00_base/13_cluster.ipynb #c5d47d2c
 import logging
 import os
 import threading
@@ -19,14 +19,14 @@ from tqdm.auto import tqdm
 from .core import DataError, LLMOpsError, require
 from .embed import Embedder
 
-# %% ../nbs/00_base/13_cluster.ipynb #74a69145
+# %% ../nbs/00_base/13_cluster.ipynb #2bcc3ff3
 def slices(n: int, workers: int) -> list[range]:
     """Places 0..n-1 dealt over slices of at most 128: a multiple of `workers`, or slices of 16."""
     rounds = max(1, -(-n // (128 * workers)))
     count = min(rounds * workers, -(-n // 16))
     return [range(start, n, count) for start in range(count)]
 
-# %% ../nbs/00_base/13_cluster.ipynb #e3cd12da
+# %% ../nbs/00_base/13_cluster.ipynb #d1043d2b
 Need = dict[str, float]
 _PATIENCE = 600  # seconds in which something comes back
 
@@ -59,7 +59,7 @@ def _join(ray: Any, address: str | None) -> bool:
                 raise LLMOpsError(what, address or "local Ray", step) from None
     return True
 
-# %% ../nbs/00_base/13_cluster.ipynb #c39b487c
+# %% ../nbs/00_base/13_cluster.ipynb #0b820ab2
 class _Worker:
     """What runs at the other end."""
 
@@ -74,7 +74,7 @@ class _Worker:
         rows = getattr(self.embedder, method)(texts, *options)
         return number, rows, self.embedder.truncated - before
 
-# %% ../nbs/00_base/13_cluster.ipynb #296822b8
+# %% ../nbs/00_base/13_cluster.ipynb #6d28a72c
 @contextmanager
 def _plainly(ray: Any, lost: str) -> Iterator[None]:
     """What the kit raised on a worker as itself; a lost worker or a long silence as a sentence."""
@@ -92,7 +92,7 @@ def _plainly(ray: Any, lost: str) -> Iterator[None]:
         what = f"nothing came back from any worker in {_PATIENCE} s."
         raise LLMOpsError(what, "RayEmbedder", step) from error
 
-# %% ../nbs/00_base/13_cluster.ipynb #440be873
+# %% ../nbs/00_base/13_cluster.ipynb #b0b311c7
 def _start(ray: Any, embedder: Embedder, workers: int | None, need: Need) -> list[Any]:
     """Workers that have said that they hold the same model."""
     free = ray.available_resources()
@@ -111,60 +111,9 @@ def _start(ray: Any, embedder: Embedder, workers: int | None, need: Need) -> lis
         raise LLMOpsError(f"workers have {other}, not {embedder.name}.", "RayEmbedder", step)
     return pool
 
-# %% ../nbs/00_base/13_cluster.ipynb #3ee8bd99
-class _Pool:
-    """Workers, from their start to their end; one call at a time."""
-
-    def __init__(
-        self, embedder: Embedder, workers: int | None, address: str | None, need: Need
-    ) -> None:
-        self.ray, self.embedder = _import_ray(local=address is None), embedder
-        self.workers, self.address, self.need = workers, address, need
-        self.lock, self.joined, self.pool = threading.RLock(), False, list[Any]()
-
-    def start(self) -> int:
-        """Have workers; how many there are."""
-        with self.lock:
-            if not self.pool:
-                self.joined = _join(self.ray, self.address) or self.joined
-                self.pool = _start(self.ray, self.embedder, self.workers, self.need)
-            return len(self.pool)
-
-    def spread(self, method: str, texts: list[str], bar: Any, *options: Any) -> Iterator[Any]:
-        """Places, results, and how many texts were cut, for each slice as it comes back."""
-        from ray.util import ActorPool
-
-        with self.lock, _plainly(self.ray, "one slice ended three workers"):
-            parts = slices(len(texts), self.start())
-            pool = ActorPool(self.pool)
-            for number, places in enumerate(parts):
-                some = [texts[i] for i in places]
-                pool.submit(
-                    lambda worker, job: worker.call.remote(*job), (number, method, some, *options)
-                )
-            while pool.has_next():
-                number, results, cut = pool.get_next_unordered(timeout=_PATIENCE)
-                bar.update(len(parts[number]))
-                yield parts[number], results, cut
-
-    def close(self) -> None:
-        """End the workers, and Ray with them if the pool started or joined it."""
-        with self.lock:
-            for worker in self.pool:
-                self.ray.kill(worker)
-            if self.joined:
-                self.ray.shutdown()
-            self.pool, self.joined = [], False
-
-# %% ../nbs/00_base/13_cluster.ipynb #c8c61ddd
-class RayEmbedder(Embedder):
-    """Another embedder on a pool of Ray workers: the same name, and the same vectors.
-
-    There are at most `workers`, by default as many as there is room for, with `cpus` and `gpus`
-    for each. `address` is that of a cluster ("auto", "host:port", "ray://host:port") whose machines
-    have the kit; without one Ray runs here. It starts at the first call; `close` ends it.
-    LLMOpsError when Ray cannot be used, there is no room, or a slice has ended three workers.
-    """
+# %% ../nbs/00_base/13_cluster.ipynb #eea2156e
+class _Pool(Embedder):
+    """Workers, from their start to their end."""
 
     def __init__(
         self,
@@ -180,25 +129,66 @@ class RayEmbedder(Embedder):
             raise DataError(
                 f"{workers} workers of {cpus} CPUs, {gpus} GPUs.", "RayEmbedder", advice
             )
-        self.embedder = embedder
-        self._pool = _Pool(embedder, workers, address, {"num_cpus": cpus, "num_gpus": gpus})
+        self.embedder, self.name, self.dim = embedder, embedder.name, embedder.dim
+        self.workers, self.address = workers, address
+        self._need = {"num_cpus": cpus, "num_gpus": gpus}
+        self._ray = _import_ray(local=address is None)
+        self._lock, self._joined, self._pool = threading.RLock(), False, list[Any]()
 
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """The name of the embedder on the workers: the vectors are the same."""
-        return self.embedder.name
+    def start(self) -> int:
+        """Start now what the first call would start; how many workers there are."""
+        with self._lock:
+            if not self._pool:
+                self._joined = _join(self._ray, self.address) or self._joined
+                self._pool = _start(self._ray, self.embedder, self.workers, self._need)
+            return len(self._pool)
 
-    @property
-    def dim(self) -> int:  # type: ignore[override]
-        """The dimension of the embedder on the workers."""
-        return self.embedder.dim
+    def close(self) -> None:
+        """End the workers, and Ray if this embedder started or joined it; again does nothing."""
+        with self._lock:
+            for worker in self._pool:
+                self._ray.kill(worker)
+            if self._joined:
+                self._ray.shutdown()
+            self._pool, self._joined = [], False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+# %% ../nbs/00_base/13_cluster.ipynb #0620bb3e
+class RayEmbedder(_Pool):
+    """Another embedder on a pool of Ray workers: the same name, and the same vectors.
+
+    There are at most `workers`, by default as many as there is room for, with `cpus` and `gpus`
+    for each. `address` is that of a cluster ("auto", "host:port", "ray://host:port") whose machines
+    have the kit; without one Ray runs here. It starts at the first call; `close` ends it.
+    LLMOpsError when Ray cannot be used, there is no room, or a slice has ended three workers.
+    """
+
+    def _spread(self, method: str, texts: list[str], bar: Any, *options: Any) -> Iterator[Any]:
+        """Places, results, and how many texts were cut, for each slice as it comes back."""
+        from ray.util import ActorPool
+
+        with self._lock, _plainly(self._ray, "one slice ended three workers"):
+            parts = slices(len(texts), self.start())
+            pool = ActorPool(self._pool)
+            for number, places in enumerate(parts):
+                job = (number, method, [texts[i] for i in places], *options)
+                pool.submit(lambda worker, job: worker.call.remote(*job), job)
+            while pool.has_next():
+                number, results, cut = pool.get_next_unordered(timeout=_PATIENCE)
+                bar.update(len(parts[number]))
+                yield parts[number], results, cut
 
     def _encode(self, texts: list[str], kind: str, progress: bool) -> np.ndarray:
         if kind == "query":
             return self.embedder.encode(texts, kind)
         out = np.empty((len(texts), self.dim), np.float32)
         with tqdm(total=len(texts), unit="text", disable=not progress) as bar:
-            for places, rows, cut in self._pool.spread("encode", texts, bar, kind):
+            for places, rows, cut in self._spread("encode", texts, bar, kind):
                 out[places] = rows
                 self._tell(cut, getattr(self.embedder, "window", None))
         return out
@@ -207,20 +197,6 @@ class RayEmbedder(Embedder):
         """Token vectors and their spans, of an embedder that has them; as `MiniLMEmbedder` does."""
         found: dict[int, Any] = {}
         with tqdm(total=len(texts), disable=True) as bar:
-            for places, pairs, _ in self._pool.spread("encode_tokens", list(texts), bar):
+            for places, pairs, _ in self._spread("encode_tokens", list(texts), bar):
                 found.update(zip(places, pairs, strict=True))
         return [found[i] for i in range(len(texts))]
-
-    def start(self) -> int:
-        """Start now what the first call would start; how many workers there are."""
-        return self._pool.start()
-
-    def close(self) -> None:
-        """End the workers, and Ray if this embedder started it; a second call does nothing."""
-        self._pool.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -85,7 +85,8 @@ _NUMBER = re.compile(
     re.IGNORECASE,
 )
 _NOT_ONE = re.compile(
-    r"\bat once\b|\bno one\b|\bone (?:of|another)\b|\bonce (?!per|an?\b|in\b|every|each|only|more)(?=\w)",
+    r"\bat once\b|\bno one\b|\bone (?:of|another)\b"
+    r"|\bonce (?!per|an?\b|in\b|every|each|only|more)(?=\w)",
     re.IGNORECASE,
 )
 _NEEDS_UNIT = _set("zero one half quarter")

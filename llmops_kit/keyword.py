@@ -50,7 +50,8 @@ def _bm25s(corpus: Sequence[list[str]], k1: float, b: float) -> Scorer:
 
     engine = bm25s.BM25(k1=k1, b=b, method="atire", idf_method="bm25+", dtype="float64")
     engine.index(corpus, show_progress=False)
-    return lambda words: engine.get_scores(words) if words else np.zeros(len(corpus))
+    size = len(corpus)  # the words themselves need not be kept
+    return lambda words: engine.get_scores(words) if words else np.zeros(size)
 
 
 def _rank_bm25(corpus: Sequence[list[str]], k1: float, b: float) -> Scorer:

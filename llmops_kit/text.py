@@ -7,7 +7,7 @@ __all__ = ['minilm_path', 'token_spans', 'Words', 'words_of', 'parts_of', 'count
 
 # %% ../nbs/00_base/02_text.ipynb #329ab552
 import re
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,17 +77,21 @@ class Words(NamedTuple):
 _PART = re.compile("[a-z0-9]+|[^a-z0-9]")
 
 
-@cache
-def _vocabulary() -> frozenset[str]:
-    """Words and marks of ASCII, one token each; without "[", which may begin "[SEP]"."""
-    tokens = _tokenizer().get_vocab()
-    return frozenset(t for t in tokens if t.isascii() and (t.isalnum() or len(t) == 1)) - {"["}
+def _is_plain(word: str) -> bool:
+    """Whether it is only lowered and cut at its marks before the model; "[" may begin "[SEP]"."""
+    return word.isascii() and word.isprintable() and "[" not in word
+
+
+@lru_cache(maxsize=2**16)
+def _pieces(part: str) -> int:
+    return len(_tokenizer().model.tokenize(part))
 
 
 def _count_new(words: list[str]) -> dict[str, int]:
-    """Tokens of distinct words: their parts if all are in the vocabulary, else by the tokenizer."""
-    parts = {word: _PART.findall(word.lower()) for word in words if word.isascii()}
-    counts = {word: len(own) for word, own in parts.items() if _vocabulary().issuperset(own)}
+    """Tokens of distinct words: part by part for plain ones, the others in one call."""
+    counts = {
+        word: sum(map(_pieces, _PART.findall(word.lower()))) for word in words if _is_plain(word)
+    }
     rest = [word for word in words if word not in counts]
     if not rest:
         return counts

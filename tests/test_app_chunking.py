@@ -186,6 +186,73 @@ def test_sliders_answer_within_a_second_on_10_000_words(page: Any) -> None:
     assert sorted(seconds)[2] < 1.0, seconds
 
 
+def choose_semantic(page: Any, nth: int = 0) -> None:
+    """Take the semantic chunker in a setting, and wait for its curve."""
+    page.get_by_label("Chunker").nth(nth).click()
+    page.get_by_role("menuitem", name="semantic").click()
+    page.locator("code", has_text="('semantic', 200, 0, 5)").wait_for(timeout=90_000)
+    page.locator(".js-plotly-plot:visible .scatterlayer .trace").first.wait_for()
+    settled(page)
+
+
+def test_a_semantic_setting_shows_its_curve(page: Any) -> None:
+    assert not page.get_by_text("Least alike, always cut").first.is_visible()
+    page.set_viewport_size({"width": 1280, "height": 1400})
+    choose_semantic(page)
+    assert "semantic" in head(page).inner_text()
+    plot = page.locator(".js-plotly-plot:visible").first
+    dots = plot.locator(".scatterlayer .trace").nth(1).locator(".point")
+    chunks = int(head(page).inner_text().split(" chunk")[0].split()[-1])
+    assert dots.count() == chunks - 1
+    dots.first.hover(force=True)
+    said = page.locator(".hovertext").first
+    said.wait_for()
+    assert "cosine" in said.text_content() and "break" in said.text_content()
+    shot(page, "chunking-semantic")
+    page.mouse.move(5, 5)
+    page.get_by_role("slider").nth(2).focus()
+    for _ in range(20):
+        page.keyboard.press("ArrowRight")
+    page.locator("code", has_text="('semantic', 200, 0, 25)").wait_for()
+    settled(page)
+    assert dots.count() > chunks - 1
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= 1280
+
+
+def test_the_curve_in_dark_mode_and_hostile_text(browser: Any, server: Server) -> None:
+    with watched(browser, height=1400) as (page, watch):
+        page.goto(server.url("chunking", "?theme=dark"))
+        settled(page)
+        upload(page, 0, "hostile.md", HOSTILE)
+        page.get_by_text("hostile.md · ").wait_for()
+        choose_semantic(page, 1)
+        page.locator(".js-plotly-plot:visible .scatterlayer .trace .point").first.hover(force=True)
+        page.locator(".hovertext").first.wait_for()
+        shot(page, "chunking-semantic-dark")
+        assert page.evaluate("window.hacked") is None
+        assert page.locator("img[src='x']").count() == 0
+        assert watch.faults() == []
+    assert server.faults() == []
+
+
+def test_a_semantic_slider_answers_within_a_second_on_10_000_words(page: Any) -> None:
+    text = "\n\n".join(document.text for document in handbook_documents())
+    upload(page, 0, "long.md", " ".join(text.split(" ")[:9_600]))
+    page.get_by_text("long.md · 10,").wait_for()
+    choose_semantic(page)
+    seconds = []
+    for step in range(1, 6):
+        page.get_by_role("slider").nth(2).focus()
+        start = time.perf_counter()
+        page.keyboard.press("ArrowRight")
+        page.locator("code", has_text=f"('semantic', 200, 0, {5 + step})").wait_for()
+        page.wait_for_function("Bokeh.documents[0].is_idle")
+        page.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(done)))")
+        seconds.append(time.perf_counter() - start)
+    print(f"slider to curve and text, 10,000 words: {sorted(seconds)[2]:.2f} s (median of 5)")
+    assert sorted(seconds)[2] < 1.0, seconds
+
+
 def test_two_sessions_at_once(browser: Any, server: Server) -> None:
     with watched(browser) as (one, first), watched(browser) as (two, second):
         one.goto(server.url("chunking"))

@@ -1,5 +1,6 @@
 """The runs as a scheduler starts them: a wrong parameter ends in one sentence and exit code 1."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,58 +8,80 @@ from pathlib import Path
 
 import pytest
 
-MAIN = [sys.executable, "-c", "from llmops_kit.apps.cli import main; main()", "run", "rag_report"]
+MAIN = [sys.executable, "-c", "from llmops_kit.apps.cli import main; main()", "run"]
+
+
+def _run(name: str, runs: Path, **given: object) -> subprocess.CompletedProcess[str]:
+    pairs = [part for key, value in given.items() for part in ("-p", key, str(value))]
+    return subprocess.run(
+        [*MAIN, name, "--no-progress-bar", *pairs],
+        env=os.environ | {"LLMOPS_KIT_RUNS": str(runs)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "sentence"),
+    ("run", "name", "value", "sentence"),
     [
-        ("k", "0", "k=0 will not do. Give a whole number of at least 1."),
-        ("chunkers", "paragraph", "unknown: paragraph. Known are fixed, sentence, recursive"),
-        ("corpus", "no/such/folder", "a folder needs questions to be measured on."),
-        ("split", "train", "no split 'train'. Take dev, test or all."),
+        ("rag_report", "k", "0", "k=0 will not do. Give a whole number of at least 1."),
+        ("rag_report", "retrievers", "hybrid + x", "unknown: hybrid + x. Known are keyword, "),
+        ("rag_report", "corpus", "no/such/folder", "a folder needs questions to be measured on."),
+        ("rag_report", "split", "train", "no split 'train'. Take dev, test or all."),
+        ("rag_tune", "max_tokens", "many", "max_tokens='many' will not do."),
+        ("rag_tune", "retrievers", "hybrid + x", "unknown: hybrid + x. Known are keyword, "),
+        ("rag_tune", "corpus", "no/such/folder", "a folder needs questions to be measured on."),
     ],
 )
 def test_a_wrong_parameter_is_a_sentence(
-    name: str, value: str, sentence: str, tmp_path: Path
+    run: str, name: str, value: str, sentence: str, tmp_path: Path
 ) -> None:
-    done = subprocess.run(
-        [*MAIN, "--no-progress-bar", "-p", name, value],
-        env=os.environ | {"LLMOPS_KIT_RUNS": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = _run(run, tmp_path, **{name: value})
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("llmops-kit: ")]
-    assert sentence.split(". ")[0] in line
+    assert sentence in line
     assert "Traceback" not in done.stderr
-    assert not list(tmp_path.rglob("*.csv"))
+    assert not list(tmp_path.rglob("*.csv")) and not list(tmp_path.rglob("*.jsonl"))
+
+
+def _own_folder(tmp_path: Path, pages: int) -> dict[str, object]:
+    """A page of code and colour for each number, and a question about each."""
+    folder, questions = tmp_path / "docs", tmp_path / "questions.jsonl"
+    folder.mkdir()
+    rows = []
+    for n in range(pages):
+        text = f"# Page {n}\n\nThe code of page {n} is QX-{n}00. It is blue."
+        (folder / f"{n}.md").write_text(text)
+        row = {"question": f"What is the code of page {n}?", "doc": f"{n}.md", "quote": f"QX-{n}00"}
+        rows.append(json.dumps(row))
+    questions.write_text("\n".join(rows))
+    return {"corpus": folder, "questions": questions, "limit": 0, "output": tmp_path / "report"}
 
 
 def test_a_folder_of_ones_own(tmp_path: Path) -> None:
-    folder = tmp_path / "docs"
-    folder.mkdir()
-    for number in range(12):
-        text = f"# Page {number}\n\nThe code of page {number} is QX-{number}00. It is blue."
-        (folder / f"{number}.md").write_text(text)
-    rows = [
-        f'{{"question": "What is the code of page {n}?", "doc": "{n}.md", "quote": "QX-{n}00"}}'
-        for n in range(12)
-    ]
-    questions = tmp_path / "questions.jsonl"
-    questions.write_text("\n".join(rows))
-    given = ["corpus", str(folder), "questions", str(questions), "split", "all", "limit", "0"]
-    pairs = [part for i in range(0, len(given), 2) for part in ("-p", *given[i : i + 2])]
-    output = tmp_path / "report"
-    done = subprocess.run(
-        [*MAIN, "--no-progress-bar", *pairs, "-p", "output", str(output)],
-        env=os.environ | {"LLMOPS_KIT_RUNS": str(tmp_path / "runs")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    given = _own_folder(tmp_path, pages=12)
+    retrievers = "keyword,keyword + late interaction"
+    done = _run("rag_report", tmp_path / "runs", split="all", retrievers=retrievers, **given)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert {path.name for path in output.iterdir()} == {
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {
         f"rag_report.{kind}" for kind in ("csv", "json", "html")
     }
+    settings = json.loads((tmp_path / "report" / "rag_report.json").read_text())["settings"]
+    assert "recursive, keyword + late interaction" in settings
+    assert 0 < settings["recursive, keyword"]["tokens_at_k"] <= 5 * 200
+
+
+def test_tuning_a_folder_of_ones_own(tmp_path: Path) -> None:
+    """Questions without splits are split by document, and what was measured is in the journal."""
+    given = _own_folder(tmp_path, pages=30) | {"journal": tmp_path / "journal.jsonl"}
+    given |= {"retrievers": "keyword,vector", "max_tokens": "100,200", "k": "1,2"}
+    done = _run("rag_tune", tmp_path / "runs", **given)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {path.suffix for path in (tmp_path / "report").iterdir()} == {".csv", ".json", ".html"}
+    found = json.loads((tmp_path / "report" / "rag_tune.json").read_text())
+    assert len(found["dev"]) == 8 and found["parameters"]["k"] == "1,2"
+    assert {row["n"] for row in found["dev"].values()} == {15}
+    trials = (tmp_path / "journal.jsonl").read_text().splitlines()
+    tested = 1 if found["test"]["comparison"] is None else 2
+    assert len(trials) == 8 + tested

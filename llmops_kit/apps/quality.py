@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .cuts import EFFECT_CSS
-from .ranks import stage_label
+from .ranks import duration, stage_label
 from .theme import escape
 from ..rag.stages import CHUNKER, FIRST_STAGE, StageReport
 
@@ -32,8 +32,8 @@ def quality_rows(report: StageReport) -> "pd.DataFrame":
         own = {"p50 ms": float(times.quantile(0.5)), "p95 ms": float(times.quantile(0.95))}
         for metric, label in SCORES.items():
             e = part.estimate(metric)
-            place = {"stage": stage, "metric": f"{label}@{report.k}"}
-            rows.append({**place, "mean": e.value, "low": e.low, "high": e.high, "n": e.n, **own})
+            numbers = {"mean": e.value, "low": e.low, "high": e.high, "n": e.n, **own}
+            rows.append({"stage": stage, "metric": f"{label}@{report.k}"} | numbers)
     return pd.DataFrame(rows)
 
 # %% ../../nbs/90_apps/08_quality.ipynb #db9017e6
@@ -58,18 +58,14 @@ def quality_table(rows: "pd.DataFrame", note: str = "") -> str:
     body = []
     for stage, part in rows.groupby("stage", sort=False):
         cells = "".join(_score_cell(row) for _, row in part.iterrows())
-        time = f"{_ms(part['p50 ms'].iloc[0])}<br><span class='muted small'>"
-        time += f"{_ms(part['p95 ms'].iloc[0])}</span>"
+        time = f"{duration(part['p50 ms'].iloc[0])}<br><span class='muted small'>"
+        time += f"{duration(part['p95 ms'].iloc[0])}</span>"
         name = f"<b>{escape(stage_label(str(stage)))}</b>"
         body.append(f"<tr><td>{name}</td>{cells}<td>{time}</td></tr>")
     return (
         f"<table><caption>{escape(note)}</caption><thead><tr><th>stage</th>{heads}"
         f"<th>p50, p95</th></tr></thead><tbody>{''.join(body)}</tbody></table>"
     )
-
-
-def _ms(number: float) -> str:
-    return f"{number:.1f} ms" if number < 10 else f"{number:,.0f} ms"
 
 
 def _score_cell(row: Any) -> str:
@@ -140,7 +136,7 @@ def question_groups(report: StageReport) -> dict[str, list[str]]:
 
 # %% ../../nbs/90_apps/08_quality.ipynb #ef0cfae0
 QUESTIONS_CSS = """
-.asked { max-height: 380px; overflow: auto; }
+.asked { max-height: 380px; overflow: auto; margin-bottom: 8px; }
 .asked th { position: sticky; top: 0; background: var(--paper); z-index: 1; }
 .asked td, .asked th { padding: 5px 12px 5px 0; font-size: 13px; }
 .asked tr[data-source] { cursor: pointer; }

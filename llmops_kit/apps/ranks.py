@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'Points', 'Lane', 'Trail', 'follow', 'stage_label', 'short_title', 'plot_text', 'hover', 'gold_ink',
-           'bump_figure']
+           'bump_figure', 'duration']
 
 # %% ../../nbs/90_apps/08_ranks.ipynb #506d6eb4
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from textwrap import shorten, wrap
 from typing import TYPE_CHECKING, Any
 
 from .theme import DARK, GOLD, LIGHT, escape, styled, tint
@@ -58,17 +59,22 @@ def follow(
     chunks: Iterable[Chunk] = (),
     spans: Sequence[Span] = (),
 ) -> Trail:
-    """The trail of what `trace` returned; all `chunks` of the index that bring a span have lanes."""
-    last = rankings[-1]
+    """The trail of what `trace` returned; of `chunks`, those that bring a span have a lane."""
     answers = [chunk for chunk in chunks if any(brings(chunk, span) for span in spans)]
     ways = {chunk.id: Lane(chunk, {}, gold=True) for chunk in answers}
     for ranking in rankings:
         for rank, hit in enumerate(ranking.hits, start=1):
             lane = ways.setdefault(hit.chunk.id, Lane(hit.chunk, {}))
             lane.stages[ranking.stage] = Stage(rank, hit.score)
-    reads = next((r.kept for r in rankings if r.stage in last.inputs and r.inputs), 20)
-    depth = max(last.kept, reads)
-    kept = [lane for lane in ways.values() if _is_drawn(lane, rankings, depth)]
+    last, pool = rankings[-1], next((r for r in rankings if r.inputs), rankings[-1])
+    drawn = max(last.kept, 20 if pool is last else pool.kept)
+    depth = max(5, min(drawn, max(len(ranking.hits) for ranking in rankings)))
+
+    def is_drawn(lane: Lane) -> bool:
+        first = min(_rank(lane, ranking.stage) for ranking in rankings)
+        return lane.gold or first <= last.kept or _rank(lane, pool.stage) <= depth
+
+    kept = [lane for lane in ways.values() if is_drawn(lane)]
     kept.sort(key=lambda lane: [_rank(lane, ranking.stage) for ranking in reversed(rankings)])
     times = {ranking.stage: ranking.latency_ms for ranking in rankings}
     return Trail(question, kept, times, last.kept, depth, spans)
@@ -76,12 +82,6 @@ def follow(
 
 def _rank(lane: Lane, stage: str) -> float:
     return lane.stages[stage].rank if stage in lane.stages else float("inf")
-
-
-def _is_drawn(lane: Lane, rankings: Sequence[Ranking], depth: int) -> bool:
-    pool = next((r.stage for r in rankings if r.inputs), rankings[-1].stage)
-    first = min(_rank(lane, ranking.stage) for ranking in rankings)
-    return lane.gold or first <= rankings[-1].kept or _rank(lane, pool) <= depth
 
 # %% ../../nbs/90_apps/08_ranks.ipynb #8a01234c
 LABELS = {"keyword": "keyword", "vector": "vector", "hybrid": "fusion"}
@@ -112,19 +112,12 @@ def plot_text(text: str, limit: int | None = None) -> str:
 # %% ../../nbs/90_apps/08_ranks.ipynb #2caf773f
 def hover(lane: Lane, trail: Trail) -> str:
     """What a lane says under the pointer: title, ranks, the beginning of the text; escaped."""
-    ranks = ", ".join(f"{stage_label(s)} {_place(lane, s)}" for s in trail.stages)
-    words, lines = " ".join(lane.chunk.text.split())[:240], [""]
-    for word in words.split(" "):
-        if len(lines[-1]) + len(word) > 64:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word[:64]}".strip()
-    gold = "answers the question<br>" if lane.gold else ""
+    places = {s: lane.stages[s].rank if s in lane.stages else "–" for s in trail.stages}
+    ranks = ", ".join(f"{plot_text(stage_label(s))} {place}" for s, place in places.items())
+    lines = wrap(shorten(lane.chunk.text, 220, placeholder=" …"), 64)
     body = "<br>".join(plot_text(line) for line in lines)
-    return f"<b>{plot_text(source_title(lane.chunk), 76)}</b><br>{gold}{ranks}<br>{body} …"
-
-
-def _place(lane: Lane, stage: str) -> str:
-    return str(lane.stages[stage].rank) if stage in lane.stages else "–"
+    gold = "answers the question<br>" if lane.gold else ""
+    return f"<b>{plot_text(source_title(lane.chunk), 70)}</b><br>{gold}{ranks}<br>{body}"
 
 # %% ../../nbs/90_apps/08_ranks.ipynb #a3abe712
 Points = tuple[list[float | None], list[float | None]]  # x and y; None breaks the line
@@ -187,7 +180,8 @@ def _names(trail: Trail, mode: dict[str, str], picked: str) -> list[dict[str, An
             font = {"size": 11.5, "color": gold_ink(mode) if lane.gold else ink}
             name = plot_text(short_title(lane.chunk, 33 if lane.gold or is_picked else 36))
             text = f"<b>{name}</b>" if lane.gold or is_picked else name
-            notes.append({"x": x + 0.1, "y": rank, "text": text, "xanchor": "left", "font": font})
+            place = {"x": x + 0.1, "y": rank, "xanchor": "left", "showarrow": False}
+            notes.append({**place, "text": text, "font": font})
     return notes
 
 
@@ -203,11 +197,10 @@ def _strip(trail: Trail, mode: dict[str, str], picked: str) -> list[dict[str, An
                 lines[place] = lines.get(place, False) or lane.gold
         if lines:
             ink = gold_ink(mode) if any(lines.values()) else mode["primary"]
-            font = {"size": 11.5, "color": ink}
-            y = trail.depth + 2.1
-            notes.append(
-                {"x": x, "y": y, "text": "<br>".join(lines), "yanchor": "top", "font": font}
-            )
+            font, y = {"size": 11.5, "color": ink}, trail.depth + 2.1
+            text = "<br>".join(lines)
+            where = {"x": x, "y": y, "yanchor": "top", "showarrow": False}
+            notes.append({**where, "text": text, "font": font})
     return notes
 
 # %% ../../nbs/90_apps/08_ranks.ipynb #43eaff8d
@@ -224,11 +217,11 @@ def bump_figure(trail: Trail, picked: str = "", dark: bool = False) -> "go.Figur
     for number, lane in sorted(numbered, key=lambda p: (p[1].gold, p[1].chunk.id == picked)):
         figure.add_trace(_line(lane, number, trail, mode, lane.chunk.id == picked))
     cut = {"color": mode["muted"], "width": 1, "dash": "dash"}
-    end = len(trail.stages) - 1 + 0.1
-    figure.add_shape(type="line", x0=-0.2, x1=end, y0=trail.k + 0.5, y1=trail.k + 0.5, line=cut)
-    notes = [*_names(trail, mode, picked), *_strip(trail, mode, picked)]
-    notes = [{"showarrow": False, "align": "left", **note} for note in notes]
-    figure.update_layout(annotations=notes, hovermode="closest", dragmode=False)
+    figure.add_hline(y=trail.k + 0.5, line=cut)
+    notes = _names(trail, mode, picked) + _strip(trail, mode, picked)
+    font = {"size": 12, "color": mode["text"], "family": "Roboto, Arial, sans-serif"}
+    tip = {"bgcolor": mode["paper"], "bordercolor": mode["muted"], "align": "left", "font": font}
+    figure.update_layout(annotations=notes, hovermode="closest", dragmode=False, hoverlabel=tip)
     row = 20 if trail.depth <= 25 else 16
     return _axes(styled(figure, height=110 + row * (trail.depth + 3), dark=dark), trail)
 
@@ -237,7 +230,8 @@ def _axes(figure: "go.Figure", trail: Trail) -> "go.Figure":
     """The stages with their own times above, the ranks at the left, room for names at the right."""
     heads = [plot_text(stage_label(s)).replace(", ", "<br>") for s in trail.stages]
     heads = [
-        f"<b>{h}</b><br>{_ms(trail.times[s])}" for h, s in zip(heads, trail.stages, strict=True)
+        f"<b>{h}</b><br>{duration(trail.times[s])}"
+        for h, s in zip(heads, trail.stages, strict=True)
     ]
     fixed = {"zeroline": False, "fixedrange": True, "showgrid": False}
     span = [-0.3, len(heads) - 1 + 0.1]
@@ -250,5 +244,6 @@ def _axes(figure: "go.Figure", trail: Trail) -> "go.Figure":
     return figure.update_layout(margin={"l": 8, "r": 218, "t": 62, "b": 4})
 
 
-def _ms(milliseconds: float) -> str:
-    return f"{milliseconds:.1f} ms" if milliseconds < 10 else f"{milliseconds:,.0f} ms"
+def duration(ms: float) -> str:
+    """Milliseconds, with one decimal below 10."""
+    return f"{ms:.1f} ms" if ms < 10 else f"{ms:,.0f} ms"

@@ -90,7 +90,8 @@ def partners(
     (asked, places), (found, spans) = embedder.encode_tokens([question, text])
     if not len(asked) or not len(found):
         return []
-    weights, cosines = token_weights(question, places, pool), asked @ found.T
+    words = [frozenset(keywords(candidate)) for candidate in pool]
+    weights, cosines = token_weights(question, places, words), asked @ found.T
     groups: dict[tuple[int, int], list[int]] = {}
     for number, (start, end) in enumerate(places):
         groups.setdefault(_word_at(question, start, end), []).append(number)
@@ -156,7 +157,7 @@ def lane_html(trail: Trail, lane: Lane, pairs: Sequence[Partner] = (), dark: boo
 
 # %% ../../nbs/90_apps/08_reading.ipynb #71c76307
 TABLE_CSS = """
-.lanes { max-height: 420px; overflow: auto; }
+.lanes { max-height: 420px; overflow: auto; margin-bottom: 8px; }
 .lanes th { position: sticky; top: 0; background: var(--paper); z-index: 1; }
 .lanes td, .lanes th { padding: 5px 12px 5px 0; white-space: nowrap; font-size: 13px; }
 .lanes td:first-child { white-space: normal; }
@@ -200,8 +201,9 @@ def trail_table(trail: Trail) -> "pd.DataFrame":
 
     rows = []
     for lane in trail.lanes:
-        chunk, row = lane.chunk, {"question": trail.question, "title": source_title(lane.chunk)}
-        row |= {"document": chunk.doc_id, "start": chunk.start, "end": chunk.end, "gold": lane.gold}
+        chunk, row = lane.chunk, dict[str, Any](question=trail.question)
+        row |= {"title": source_title(chunk), "document": chunk.doc_id, "gold": lane.gold}
+        row |= {"start": chunk.start, "end": chunk.end}
         for stage in trail.stages:
             place = lane.stages.get(stage)
             row |= {f"{stage} rank": place and place.rank, f"{stage} score": place and place.score}

@@ -91,12 +91,11 @@ def question_bar(state: RerankState) -> pn.viewable.Viewable:
         margin=(0, 0, 12, 0),
     )
     box.param.watch(lambda event: setattr(state, "question", event.new or ""), "value")
-    state.param.watch(lambda event: setattr(box, "value", event.new), "question")
 
-    def renew(*_: Any) -> None:
-        box.options = words()
+    def follow(*_: Any) -> None:
+        box.param.update(options=words(), value=state.question)
 
-    state.param.watch(renew, ["about", "split", "arrivals"])
+    state.param.watch(follow, ["question", "about", "split", "arrivals"])
     return box
 
 # %% ../../nbs/90_apps/08_rerank_views.ipynb #34d832ff
@@ -105,7 +104,6 @@ LEGEND_CSS = """
 .key i { display: inline-block; width: 20px; height: 0; border-top: 3px solid; margin-right: 6px;
   vertical-align: 4px; }
 .key .p { border-color: var(--accent); } .key .m { border-color: var(--muted); }
-.key .d { border-top: 1px dashed var(--muted); }
 """
 ASK = "Type a question above. Without known answers the ways of the chunks are drawn all the same."
 
@@ -123,8 +121,7 @@ def legend(state: RerankState) -> str:
     return (
         f'<div class="key small">{known if gold else unknown}'
         '<span><i class="p"></i>picked</span>'
-        f'<span><i class="m"></i>in the first {trail.k} at the end</span>'
-        '<span><i class="d"></i>above it: into the prompt</span></div>'
+        '<span><i class="m"></i>into the prompt (above the dashes)</span></div>'
     )
 
 # %% ../../nbs/90_apps/08_rerank_views.ipynb #0893046e

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NO_QUESTIONS', 'PIPELINE', 'set_note', 'quality_html', 'quality_card', 'shown_quality', 'steps_row', 'questions_card',
-           'shown_passages', 'RerankingExplorer', 'moved', 'outdated']
+           'shown_passages', 'RerankingExplorer', 'moved', 'measure_soon']
 
 # %% ../../nbs/90_apps/08_reranking.ipynb #3a00d7c1
 from collections.abc import Callable, Sequence
@@ -140,9 +140,7 @@ def questions_card(state: RerankState) -> pn.viewable.Viewable:
     """The questions that a stage won or lost; a click asks one above."""
     import panel_material_ui as pmui
 
-    choice = pmui.Select(
-        label="Questions that were", options=[], size="small", width=420, margin=(0, 0, 8, 0)
-    )
+    choice = pmui.Select(label="Show", options=[], size="small", width=420, margin=(0, 0, 8, 0))
     rows = Clickable(stylesheets=[CSS, QUESTIONS_CSS])
     groups: dict[str, list[str]] = {}
 
@@ -157,7 +155,8 @@ def questions_card(state: RerankState) -> pn.viewable.Viewable:
         groups.update(question_groups(state.report) if state.report else {})
         names, kind = list(groups), (choice.value or "").rpartition(" (")[0]
         same = [name for name in names if name.rpartition(" (")[0] == kind]
-        choice.param.update(options=names, value=next(iter(same or names), None))
+        some = [name for name in names if groups[name]]
+        choice.param.update(options=names, value=next(iter(same or some), None))
         draw()
 
     def asked(number: int) -> None:
@@ -199,7 +198,8 @@ class RerankingExplorer(RerankState):
         super().__init__(*given, **params)
         self.param.watch(lambda event: moved(self), "about")
         self.param.watch(lambda *_: search(self), ["question", *PIPELINE])
-        self.param.watch(lambda *_: outdated(self), ["split", *PIPELINE])
+        self.param.watch(lambda *_: setattr(self, "stale", True), ["split", *PIPELINE])
+        self.param.watch(lambda *_: measure_soon(self), ["split", "arrivals", "trail"])
         if not (pn.state.curdoc and pn.state.curdoc.session_context):
             search(self)
 
@@ -210,7 +210,7 @@ class RerankingExplorer(RerankState):
     def main(self) -> pn.viewable.Viewable:
         """One question, then all of them."""
         if pn.state.curdoc and pn.state.curdoc.session_context:
-            pn.state.onload(lambda: (search(self), outdated(self)))
+            pn.state.onload(lambda: search(self))
         parts = chart_row(self), table_card(self), quality_card(self), steps_row(self)
         fields = ["question", "split", *PIPELINE]
         line = code_pane(pn.bind(lambda *_: self.reproduce(), *(self.param[f] for f in fields)))
@@ -242,8 +242,10 @@ def moved(state: RerankState) -> None:
     state.param.update(question=question, report=None)
 
 
-def outdated(state: RerankState) -> None:
-    """Mark the report as of earlier settings; under a server, measure anew in a moment."""
-    state.stale = True
-    if is_free(state):
+def measure_soon(state: RerankState) -> None:
+    """Under a server, measure anew once the hand rests, where that costs no call of a model.
+
+    It is called when a search has ended: the one question is shown first, then all.
+    """
+    if state.stale and is_free(state):
         soon(state, "measure soon", partial(measure, state))

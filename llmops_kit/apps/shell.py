@@ -69,6 +69,7 @@ class App(pn.viewable.Viewer):
     def __init__(self, **params: Any) -> None:
         super().__init__(**params)
         self._tickets: dict[str, object] = {}
+        self._running: dict[str, object] = {}  # what is shown as busy, the newest last
         self._failed = ""
 
     def controls(self) -> pn.viewable.Viewable | None:
@@ -153,8 +154,10 @@ def run_work(app: App, doing: str, function: Work, done: Callable[[Any], None]) 
             if app._tickets.get(doing) is ticket:
                 done(result)
         if app._tickets.get(doing) is ticket:
-            app.param.update(busy="", progress=0.0)
+            app._running.pop(doing, None)
+            app.param.update(busy=next(reversed(app._running), ""), progress=0.0)
 
+    app._running[doing] = ticket
     app.param.update(busy=doing, progress=0.0)
     pn.state.execute(task)
 

@@ -242,7 +242,10 @@ class PlacingChunker:
     def __call__(self, document: Document | str) -> list[Chunk]:
         """The chunks, in order; none for a text of white space. DataError for invalid Unicode."""
         doc = Document("text", document) if isinstance(document, str) else document
-        places = self.places(doc.text)
+        return self.chunks(doc, self.places(doc.text))
+
+    def chunks(self, doc: Document, places: list[tuple[int, int]]) -> list[Chunk]:
+        """The chunks of a document at these places."""
         sections = _sections(doc.text, places) if self.sections else [""] * len(places)
         return [
             doc.chunk(start, end, **({"section": section} if section else {}))
@@ -255,7 +258,7 @@ class PlacingChunker:
 
 @dataclass(frozen=True, repr=False)
 class PackingChunker(PlacingChunker):
-    """A chunker made of a rule that proposes breaks; packing, limit and overlap are for all alike."""
+    """A chunker made of a rule that proposes breaks; the packing is the same for all."""
 
     breaks: Breaks
 
@@ -266,7 +269,7 @@ class PackingChunker(PlacingChunker):
 
 # %% ../../nbs/20_rag/01_chunk.ipynb #56376d92
 def checked_limits(kind: str, max_tokens: int, overlap: int) -> tuple[str, int, int]:
-    """The name of a chunker, its limit and its overlap; DataError names the one that will not do."""
+    """The name of a chunker, its limit and its overlap; DataError names what will not do."""
     try:
         limit, shared = index(max_tokens), index(overlap)
     except TypeError:
@@ -332,7 +335,8 @@ def _structure_breaks(text: str, limit: int, overlap: int) -> list[Break]:
             for block in blocks[first:last]:
                 strength = LINE if block.kind in ("code", "table") else SENTENCE
                 found |= dict.fromkeys((s for s, _ in sentence_spans(text, [block])), strength)
-    return list({**found, **dict(zip((block.start for block in blocks), strengths))}.items())
+    found |= {block.start: own for block, own in zip(blocks, strengths, strict=True)}
+    return list(found.items())
 
 # %% ../../nbs/20_rag/01_chunk.ipynb #9c1799ca
 def recursive_chunk(max_tokens: int = 200, overlap: int = 0) -> Chunker:

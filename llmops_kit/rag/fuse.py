@@ -42,12 +42,13 @@ def reciprocal_rank_fusion(
 
     Cormack et al. 2009, who used rrf_k=60. Equal scores go by the share of each list's best score.
     """
-    merged, shares = _merged(rankings), Counter[str]()
+    merged = _merged(rankings)
+    shares = dict.fromkeys(merged, 0.0)
     for ranking in rankings:
         top = _top(ranking)
         for rank, hit in enumerate(ranking, start=1):
             merged[hit.chunk.id].score += 1 / (rrf_k + rank)
-            shares[hit.chunk.id] += hit.score / top  # type: ignore[assignment]
+            shares[hit.chunk.id] += hit.score / top
     order = sorted(merged, key=lambda id: (-round(merged[id].score, 12), -shares[id], id))
     return _placed([merged[id] for id in order], k, name)
 

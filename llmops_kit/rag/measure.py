@@ -177,12 +177,12 @@ class RetrievalReport:
         table = "\n".join([*rows, f"| tokens at k | {self.tokens_at_k} |"])
         return f"{head}\n\n| metric | mean [95 % interval] |\n|---|---|\n{table}"
 
-
+# %% ../../nbs/20_rag/05_measure.ipynb #d9a13c70
 def _rows(estimates: dict[str, Estimate]) -> pd.DataFrame:
     plain = {name: (e.value, e.low, e.high, e.n) for name, e in estimates.items()}
     return pd.DataFrame.from_dict(plain, "index", columns=["value", "low", "high", "n"])
 
-# %% ../../nbs/20_rag/05_measure.ipynb #d9a13c70
+
 def score_hits(
     question: Question, hits: Sequence[Hit], k: int = 5, min_cover: float = 0.5
 ) -> dict[str, Any]:

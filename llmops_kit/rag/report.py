@@ -22,7 +22,6 @@ from ..datasets import Question
 from ..embed import Embedder
 from .chunk import Chunker
 from .measure import METRICS, RetrievalReport, compare_settings, evaluate
-from .rerank import Reranker
 from .settings import choose_retrievers, measured_index, named_retriever
 from ..stats import Comparison
 
@@ -58,11 +57,11 @@ def evaluate_grid(
     names = choose_retrievers(retrievers)
     if not isinstance(k, int) or k < 1:
         raise DataError(f"k={k!r}.", "k", "The number of chunks to retrieve is 1 or more.")
-    settings, rerankers = [], dict[str, Reranker]()
+    settings = []
     for chunker_name, chunker in chunkers.items():
         with measured_index(documents, chunker, embedder, progress) as index:
             for name in names:
-                found = named_retriever(index, name, rerankers, progress)
+                found = named_retriever(index, name, progress)
                 label = f"{chunker_name}, {name}"
                 found.search(questions[0].question, k)  # what loads at the first call is not timed
                 report = evaluate(found, questions, k=k, name=label, progress=progress)

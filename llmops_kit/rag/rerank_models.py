@@ -50,6 +50,13 @@ def _clean(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
+def _count_long(model: Any, pairs: list[tuple[str, str]]) -> int:
+    """How many pairs the model's window cuts."""
+    window = model.max_seq_length or float("inf")
+    ids = model.tokenizer(*map(list, zip(*pairs, strict=True)), verbose=False)["input_ids"]
+    return sum(len(row) > window for row in ids)
+
+# %% ../../nbs/20_rag/04_rerank_models.ipynb #0a4918a0
 class CrossEncoderReranker:
     """A sentence-transformers CrossEncoder, by folder or name, reads query and passage together.
 
@@ -72,7 +79,8 @@ class CrossEncoderReranker:
         folder = Path(name_or_path).expanduser()
         self.path = str(folder if folder.exists() else name_or_path)
         self.download, self.device, self.batch_size = download, device, batch_size
-        self.truncated, self._model, self._lock = 0, None, threading.Lock()
+        self.truncated, self._lock = 0, threading.Lock()
+        self._model: Any = None
 
     def rerank(self, query: str, hits: Sequence[Hit], k: int = 5) -> list[Hit]:
         """The best k of the hits, best first; equal scores by chunk id."""
@@ -85,13 +93,6 @@ class CrossEncoderReranker:
             self.truncated += _count_long(self._model, pairs)
             scores = self._model.predict(pairs, batch_size=self.batch_size, show_progress_bar=False)
         return ordered(hits, [round(float(score), 6) for score in scores], k, self.name)
-
-
-def _count_long(model: Any, pairs: list[tuple[str, str]]) -> int:
-    """How many pairs the model's window cuts."""
-    window = model.max_seq_length or float("inf")
-    ids = model.tokenizer(*map(list, zip(*pairs, strict=True)), verbose=False)["input_ids"]
-    return sum(len(row) > window for row in ids)
 
 # %% ../../nbs/20_rag/04_rerank_models.ipynb #2093a91a
 RANK_RULES = """Order the numbered sources by how well each answers the question, best first.
@@ -111,7 +112,7 @@ def rank_prompt(question: str, hits: Sequence[Hit], passage_tokens: int = 300) -
     return grounded_prompt(_clean(question), sources, RANK_RULES)
 
 # %% ../../nbs/20_rag/04_rerank_models.ipynb #1b6a5f65
-_NUMBER = "[0-9]{1,6}"
+_NUMBER = "(?<![0-9])[0-9]{1,6}(?![0-9])"
 _CHAIN = re.compile(rf"\[?{_NUMBER}\]?(?:\s*>\s*\[?{_NUMBER}\]?)+")
 _LIST = re.compile(rf'\[\s*"?{_NUMBER}"?(?:\s*,\s*"?{_NUMBER}"?)+\s*\]')
 _NAMED = re.compile(
@@ -147,6 +148,14 @@ def _windows(n: int, window: int, step: int) -> Iterator[int]:
         yield start
         start = max(0, start - step)
     yield 0
+
+
+def _arranged(hits: Sequence[Hit], reply: str) -> tuple[list[Hit], str]:
+    """The hits as the reply orders them, and what the reply was."""
+    named = read_order(reply, len(hits))
+    missing = sorted(set(range(1, len(hits) + 1)) - set(named))
+    outcome = "unparsed" if not named else "partial" if missing else "complete"
+    return [hits[number - 1] for number in [*named, *missing]], outcome
 
 # %% ../../nbs/20_rag/04_rerank_models.ipynb #b588a170
 class LLMReranker:
@@ -187,8 +196,7 @@ class LLMReranker:
     async def _sorted(self, query: str, hits: list[Hit]) -> list[Hit]:
         prompt = rank_prompt(query, hits, self.passage_tokens)
         reply = await self.llm.agenerate(prompt, **self.params)
-        named = read_order(reply.text, len(hits))
-        missing = sorted(set(range(1, len(hits) + 1)) - set(named))
+        order, outcome = _arranged(hits, reply.text)
         with self._lock:
-            self.counts["unparsed" if not named else "partial" if missing else "complete"] += 1
-        return [hits[number - 1] for number in [*named, *missing]]
+            self.counts[outcome] += 1
+        return order

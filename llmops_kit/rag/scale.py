@@ -6,7 +6,7 @@
 __all__ = ['LAYOUTS', 'PerChunk', 'measure_chunks', 'vector_memory', 'Layout', 'Machine', 'Plan', 'plan_index', 'plan_table',
            'quantised_recall']
 
-# %% ../../nbs/20_rag/08_scale.ipynb #c4bd7a35
+# %% ../../nbs/20_rag/08_scale.ipynb #f33fdaf9
 import math
 import time
 import tracemalloc
@@ -21,7 +21,7 @@ from ..embed import Embedder
 from ..keyword import KeywordIndex
 from ..text import count_tokens
 
-# %% ../../nbs/20_rag/08_scale.ipynb #334991d8
+# %% ../../nbs/20_rag/08_scale.ipynb #d8a6eacb
 @dataclass(frozen=True)
 class PerChunk(Record):
     """What one chunk takes: bytes, tokens, and the texts per second of one embedding worker."""
@@ -48,7 +48,7 @@ def _keyword_bytes(chunks: Sequence[Chunk]) -> float:
     finally:
         tracemalloc.stop()
 
-# %% ../../nbs/20_rag/08_scale.ipynb #4769fc19
+# %% ../../nbs/20_rag/08_scale.ipynb #3061617b
 def measure_chunks(chunks: Iterable[Chunk], embedder: Embedder) -> PerChunk:
     """Measure a sample of chunks on this machine: sizes, keyword index, embedding speed.
 
@@ -72,7 +72,7 @@ def measure_chunks(chunks: Iterable[Chunk], embedder: Embedder) -> PerChunk:
         texts_per_second=len(sample) / seconds,
     )
 
-# %% ../../nbs/20_rag/08_scale.ipynb #e3daefcb
+# %% ../../nbs/20_rag/08_scale.ipynb #f1933af7
 def vector_memory(dim: int, bits: float = 32, neighbours: int = 32) -> float:
     """Bytes of memory for a vector in an HNSW graph; 0 `neighbours` for a graph that is on disk.
 
@@ -81,7 +81,7 @@ def vector_memory(dim: int, bits: float = 32, neighbours: int = 32) -> float:
     """
     return 1.1 * (bits / 8 * dim + 8 * neighbours)
 
-# %% ../../nbs/20_rag/08_scale.ipynb #ae0cd256
+# %% ../../nbs/20_rag/08_scale.ipynb #bc1310b3
 @dataclass(frozen=True)
 class Layout:
     """Bits per value in memory, and whether the graph is there; exact vectors may be on disk."""
@@ -98,7 +98,7 @@ LAYOUTS = {
     "graph on disk": Layout(4, graph_in_memory=False),
 }
 
-# %% ../../nbs/20_rag/08_scale.ipynb #42041e89
+# %% ../../nbs/20_rag/08_scale.ipynb #4f3f2988
 @dataclass(frozen=True)
 class Machine(Record):
     """A server to rent: its memory in GB (10^9), the share of it that data may fill, its price.
@@ -128,7 +128,7 @@ class Plan(Record):
     worker_hours: float
     usd_to_embed: float
 
-# %% ../../nbs/20_rag/08_scale.ipynb #f5cec09c
+# %% ../../nbs/20_rag/08_scale.ipynb #abc3a526
 def plan_index(
     chunks: int,
     each: PerChunk,
@@ -169,7 +169,7 @@ def plan_index(
         usd_to_embed=hours / machine.workers * machine.usd_per_month / 730,
     )
 
-# %% ../../nbs/20_rag/08_scale.ipynb #2d152733
+# %% ../../nbs/20_rag/08_scale.ipynb #2ecc7f7c
 def plan_table(plans: Iterable[Plan]) -> pd.DataFrame:
     """A row per plan, by layout, with rounded figures."""
     names = {
@@ -183,7 +183,7 @@ def plan_table(plans: Iterable[Plan]) -> pd.DataFrame:
     rows = pd.DataFrame([plan.to_dict() for plan in plans]).set_index("layout")
     return rows[list(names)].rename(columns=names).round().astype(int)
 
-# %% ../../nbs/20_rag/08_scale.ipynb #1c937e2b
+# %% ../../nbs/20_rag/08_scale.ipynb #481086f6
 def _rounded(vectors: np.ndarray, bits: int) -> np.ndarray:
     if bits == 1:
         return np.where(vectors >= 0, np.float32(1), np.float32(-1))

@@ -9,8 +9,9 @@ __all__ = ['Corpus', 'load_corpus', 'split_by_document', 'load_splits', 'retriev
 # %% ../../nbs/20_rag/05_settings.ipynb #1a515ec8
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 
 from ..core import DataError, Document
 from ..datasets import Question
@@ -146,20 +147,21 @@ def measured_index(
     return index
 
 
-def named_retriever(
-    index: Index, name: str, rerankers: dict[str, Reranker], progress: bool = False
-) -> Retriever:
+@cache
+def _shared(factory: Callable[[], Reranker]) -> Reranker:
+    return factory()
+
+
+def named_retriever(index: Index, name: str, progress: bool = False) -> Retriever:
     """The retriever of that name over an index, its re-ranker prepared for the index's chunks.
 
-    `rerankers` keeps those that were made, so that settings share what they have computed.
+    A re-ranker is made once a process, so that settings share what it has computed.
     """
     kind, _, reranker = name.partition(" + ")
     found = make_retriever(index, kind)
     if not reranker:
         return found
-    if reranker not in rerankers:
-        rerankers[reranker] = RERANKERS[reranker]()
-    second = rerankers[reranker]
+    second = _shared(RERANKERS[reranker])
     if hasattr(second, "prepare"):
         second.prepare(index.chunks, progress=progress)
     return RerankingRetriever(found, second)

@@ -145,12 +145,8 @@ def _passages(
 
 # %% ../../nbs/20_rag/06_stages.ipynb #9eac59c2
 @dataclass
-class StageReport:
-    """Questions followed through the stages of a retriever, which `stages` names in order.
-
-    `passages` has a row per gold passage, `rankings` what each stage made of a question by its id,
-    `reports` the scores of each stage's first k. `left_out` counts questions without a passage.
-    """
+class _Losses:
+    """The fields of a `StageReport`, and who lost what."""
 
     name: str
     k: int
@@ -179,15 +175,21 @@ class StageReport:
     def losses(self) -> pd.DataFrame:
         """A row per place of loss, in the pipeline's order: how many, share of all, interval."""
         judged = [stage for stage, inputs in self.stages.items() if inputs]
-        places = [CHUNKER, FIRST_STAGE, *(judged or self.stages), ""]
-        pages = [p.document for p in self.passages]
-        rows = {}
-        for place in places:
+        pages, rows = [p.document for p in self.passages], {}
+        for place in (CHUNKER, FIRST_STAGE, *(judged or self.stages), ""):
             lost = [float(p.lost == place) for p in self.passages]
             e = mean(lost, clusters=pages)
             rows[place or "found"] = (int(sum(lost)), e.value, e.low, e.high, e.n)
         columns = ["passages", "share", "low", "high", "n"]
         return pd.DataFrame.from_dict(rows, "index", columns=columns)
+
+# %% ../../nbs/20_rag/06_stages.ipynb #31592bc3
+class StageReport(_Losses):
+    """Questions followed through the stages of a retriever, which `stages` names in order.
+
+    `passages` has a row per gold passage, `rankings` what each stage made of a question by its id,
+    `reports` the scores of each stage's first k. `left_out` counts questions without a passage.
+    """
 
     def quality(self) -> pd.DataFrame:
         """A row per stage: nDCG, MRR and recall of its first k, their tokens, and its own time."""
@@ -220,6 +222,9 @@ class StageReport:
             found[name] = compare_settings(old, new, metric, seed)
         return pd.DataFrame.from_dict(counts, "index").join(verdict_table(found))
 
+    def __repr__(self) -> str:
+        return f"StageReport({self.name!r}, k={self.k}, {len(self.rankings)} questions)"
+
     def _repr_markdown_(self) -> str:
         lost = "\n".join(
             f"| {row.Index} | {row.passages} | {row.share:.3f} [{row.low:.3f}, {row.high:.3f}] |"
@@ -229,7 +234,19 @@ class StageReport:
         head += f"{len(self.rankings)} questions"
         return f"{head}\n\n| lost by | passages | share |\n|---|---|---|\n{lost}"
 
-# %% ../../nbs/20_rag/06_stages.ipynb #31592bc3
+# %% ../../nbs/20_rag/06_stages.ipynb #ca671bae
+def _reports(
+    questions: dict[str, Question], rankings: dict[str, list[Ranking]], k: int, min_cover: float
+) -> dict[str, RetrievalReport]:
+    rows: dict[str, dict[str, dict[str, Any]]] = {}
+    for id, stages in rankings.items():
+        for ranking in stages:
+            row = score_hits(questions[id], ranking.hits, k, min_cover)
+            rows.setdefault(ranking.stage, {})[id] = row | {"latency_ms": ranking.latency_ms}
+    tables = {s: pd.DataFrame.from_dict(r, "index").rename_axis("id") for s, r in rows.items()}
+    return {stage: RetrievalReport(stage, k, table) for stage, table in tables.items()}
+
+# %% ../../nbs/20_rag/06_stages.ipynb #3de70206
 def stage_report(
     retriever: Retriever,
     questions: Iterable[Question],
@@ -265,15 +282,3 @@ def stage_report(
     left_out = Counter(question.kind for question in asked if not question.spans)
     reports = _reports({q.id: q for q in answerable}, rankings, k, min_cover)
     return StageReport(_name(retriever), k, passages, rankings, reports, dict(left_out))
-
-
-def _reports(
-    questions: dict[str, Question], rankings: dict[str, list[Ranking]], k: int, min_cover: float
-) -> dict[str, RetrievalReport]:
-    rows: dict[str, dict[str, dict[str, Any]]] = {}
-    for id, stages in rankings.items():
-        for ranking in stages:
-            row = score_hits(questions[id], ranking.hits, k, min_cover)
-            rows.setdefault(ranking.stage, {})[id] = row | {"latency_ms": ranking.latency_ms}
-    tables = {s: pd.DataFrame.from_dict(r, "index").rename_axis("id") for s, r in rows.items()}
-    return {stage: RetrievalReport(stage, k, table) for stage, table in tables.items()}

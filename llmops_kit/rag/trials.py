@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import groupby, product
 from pathlib import Path
@@ -24,7 +24,6 @@ from ..datasets import Question
 from ..embed import Embedder, default_embedder
 from ..embed_cache import CachedEmbedder
 from .measure import METRICS, RetrievalReport, evaluate
-from .rerank import Reranker
 from .semantic import CHUNKERS
 from llmops_kit.rag.settings import (
     choose_retrievers,
@@ -190,7 +189,6 @@ class _Bench:
     embedder: CachedEmbedder
     journal: Journal
     progress: bool
-    rerankers: dict[str, Reranker] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.corpus = corpus_digest(self.documents)
@@ -215,7 +213,7 @@ class _Bench:
         chunker = CHUNKERS[group[0].chunker](group[0].max_tokens, group[0].overlap)
         with measured_index(self.documents, chunker, self.embedder, self.progress) as index:
             for c in group:
-                search = named_retriever(index, c.retriever, self.rerankers, self.progress)
+                search = named_retriever(index, c.retriever, self.progress)
                 search.search(self.questions[0].question, c.k)  # what loads now is not timed
                 trial = Trial(
                     c, len(index.chunks), evaluate(search, self.questions, c.k, name=c.name)
@@ -225,7 +223,7 @@ class _Bench:
 
     def _entry(self, trial: Trial) -> Entry:
         kept = trial.report.table[[*METRICS, "tokens", "latency_ms", "rank"]].astype(object)
-        rows = kept.where(kept.notna(), None).to_dict("index")
+        rows = {str(id): dict(row) for id, row in kept.where(kept.notna(), None).iterrows()}
         what = self.key(trial.candidate), trial.candidate.to_dict(), trial.chunks, rows
         return Entry(*what, self.corpus, self.asked, self.embedder.name, _made_by())
 

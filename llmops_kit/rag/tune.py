@@ -104,28 +104,35 @@ class Tuning:
         fronts = {cost: pareto(self.trials, self.metric, cost) for cost in ("tokens", "latency")}
         rows = {}
         for trial in self.trials:
-            c, costs = trial.candidate, costs_of(trial)
             on = [cost for cost, front in fronts.items() if any(t is trial for t in front)]
-            rows[c.name] = {
-                self.metric: str(trial.report.estimate(self.metric)),
-                "tokens@k": round(costs["tokens"]),
-                "p50 ms": round(costs["latency"], 1),
+            roles = [role for role in ROLES if getattr(self, role) == trial.candidate]
+            rows[trial.candidate.name] = {
+                **_shown(trial, self.metric),
                 "chunks": trial.chunks,
                 "on the front of": ", ".join(on),
-                "role": ", ".join(role for role in ROLES if getattr(self, role) == c),
+                "role": ", ".join(roles),
             }
         return pd.DataFrame.from_dict(rows, orient="index")
 
+    def __repr__(self) -> str:
+        return f"Tuning: run {self.recommended.name}: {self.reason}"
+
     def _repr_markdown_(self) -> str:
-        scores = "\n".join(
-            f"| {t.candidate.name} | {t.report.estimate(self.metric)} | {t.report.tokens_at_k} "
-            f"| {t.p50_ms:.1f} |"
-            for t in self.tested
-        )
-        head = f"| on the test questions | {self.metric} | tokens@k | p50 ms |\n|---|---|---|---|"
-        said = f"Run **{self.recommended.name}**: {self.reason}"
-        notes = "".join(f"\n- {html.escape(note)}" for note in self.notes)
-        return f"{said}\n\n{head}\n{scores}\n{notes}"
+        return _as_markdown(self)
+
+# %% ../../nbs/20_rag/07_tune.ipynb #9217e510
+def _shown(trial: Trial, metric: str) -> dict[str, Any]:
+    costs, score = costs_of(trial), str(trial.report.estimate(metric))
+    return {metric: score, "tokens@k": round(costs["tokens"]), "p50 ms": round(costs["latency"], 1)}
+
+
+def _as_markdown(tuning: Tuning) -> str:
+    rows = {trial.candidate.name: _shown(trial, tuning.metric) for trial in tuning.tested}
+    lines = [f"| {' | '.join([name, *map(str, row.values())])} |" for name, row in rows.items()]
+    head = f"| on the test questions | {tuning.metric} | tokens@k | p50 ms |"
+    said = f"Run **{html.escape(tuning.recommended.name)}**: {tuning.reason}"
+    notes = [f"- {html.escape(note)}" for note in tuning.notes]
+    return "\n".join([said, "", head, "|---|---|---|---|", *lines, "", *notes])
 
 # %% ../../nbs/20_rag/07_tune.ipynb #837278c0
 def _cheaper(a: Trial, b: Trial) -> Trial:
@@ -150,6 +157,14 @@ def _decide(base: Trial, best: Trial, verdict: str) -> tuple[Candidate, str]:
     return one, "no difference is shown on the test questions, and it is the cheaper one."
 
 # %% ../../nbs/20_rag/07_tune.ipynb #2a8ffa19
+def _of_split(questions: Sequence[Question], side: str) -> list[Question]:
+    kept = [question for question in questions if question.spans and question.split == side]
+    if not kept:
+        what = f"no {side} question has a gold passage."
+        raise DataError(what, "tune", "Give each a split, or use `split_by_document`.")
+    return kept
+
+# %% ../../nbs/20_rag/07_tune.ipynb #7c2e8549
 def tune(
     documents: Sequence[Document],
     questions: Sequence[Question],
@@ -183,7 +198,7 @@ def tune(
     notes = kept.notes(corpus_digest(documents), asked, cached.name)
     return _concluded(metric, trials, tested, judged, notes, seed)
 
-
+# %% ../../nbs/20_rag/07_tune.ipynb #e5cb22ea
 def _concluded(
     metric: str,
     trials: list[Trial],
@@ -198,18 +213,10 @@ def _concluded(
     comparison = found.get(best.candidate.name)
     word, p_value = "same", None
     if comparison:
-        row = verdict_table(found).loc[best.candidate.name]
-        word, p_value = str(row["verdict"]), float(row["p (Holm)"])
+        table, name = verdict_table(found), best.candidate.name
+        word, p_value = str(table["verdict"][name]), float(table["p (Holm)"][name])
     if len(found) > 1:
         notes.append(f"the test questions have judged {len(found)} settings: p is corrected.")
     said = _decide(base, best, word)
     numbers = comparison, len(found), p_value, word
     return Tuning(metric, trials, base.candidate, best.candidate, tested, *numbers, *said, notes)
-
-
-def _of_split(questions: Sequence[Question], side: str) -> list[Question]:
-    kept = [question for question in questions if question.spans and question.split == side]
-    if not kept:
-        what = f"no {side} question has a gold passage."
-        raise DataError(what, "tune", "Give each a split, or use `split_by_document`.")
-    return kept

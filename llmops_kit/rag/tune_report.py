@@ -100,7 +100,9 @@ def _as_html(tuning: Tuning, given: str) -> str:
     parts = ["<h1>RAG tuning</h1>", f"<p>{html.escape(said)}</p>", f"<p><code>{given}</code></p>"]
     if tuning.comparison:
         compared = f"{tuning.chosen.name} against {tuning.baseline.name}, {tuning.metric} on test"
-        numbers = f"{tuning.comparison} (Holm: p={tuning.p_value:.3g}, {tuning.looks} looks)"
+        numbers = (
+            f"{tuning.comparison}; settings judged: {tuning.looks}, p={tuning.p_value:.3g} (Holm)"
+        )
         parts.append(f"<p>{html.escape(compared)}: {html.escape(numbers)}</p>")
     parts += [f"<p>{html.escape(note)}</p>" for note in tuning.notes]
     plot = pareto_figure(tuning).to_html(full_html=False, include_plotlyjs=True)
