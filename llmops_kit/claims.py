@@ -44,11 +44,12 @@ class Claim(Record):
 _CITED = re.compile(r"[\[【]\d{1,3}(?:\s*[,;–-]\s*\d{1,3})*[\]】](?!\()")
 _VERB = r"(?:is|are|was|were|has|have|had|can|cannot|could|may|must|will|would|should|do|does|did)"
 _HALVES = re.compile(
-    rf";\s+|,\s+(?:and|but|while|whereas)\s+"
+    rf"(?:;\s+|,\s+(?:and|but|while|whereas)\s+)"
     rf"(?!(?:it|they|this|that|these|those|he|she|we|you|then|so)\b)"
     rf"(?=(?:[\w'-]+ ){{1,4}}?{_VERB} \w)",
     re.IGNORECASE,
 )
+_CELL = re.compile(r"\s+[\w(][\w() -]{0,40}: \S")  # a quoted table row begins
 _POLITE = re.compile(
     r"(?:i (?:hope|don['’]t know|do not know|can(?:no|['’])t)|let me know|feel free|sure\b"
     r"|hello\b|hi\b|thank|(?:i['’]m |i am )?(?:very )?sorry|here (?:is|are)|in (?:summary|short)$)",
@@ -64,12 +65,14 @@ def _states(text: str) -> bool:
 def extract_claims(answer: str) -> list[Claim]:
     """The claims of an answer in order; empty for an abstention, a question or an empty text."""
     blank = _CITED.sub(lambda match: " " * len(match[0]), answer)
+    rows = [cited.end() for cited in _CITED.finditer(answer) if _CELL.match(answer, cited.end())]
     claims = []
     for one in (one for one in candidates(blank) if one.kind != "code"):
-        inner = blank[one.start : one.end] if one.kind != "table" else ""
-        cuts = [match.span() for match in _HALVES.finditer(inner)]
-        starts = [one.start, *(one.start + end for _, end in cuts)]
-        ends = [*(one.start + start for start, _ in cuts), one.end]
+        cuts = [(place, place) for place in rows if one.start < place < one.end]
+        if one.kind != "table":
+            cuts += [match.span() for match in _HALVES.finditer(blank, one.start, one.end)]
+        starts = [one.start, *(end for _, end in sorted(cuts))]
+        ends = [*(start for start, _ in sorted(cuts)), one.end]
         for start, end in zip(starts, ends, strict=True):
             said = as_sentence(blank, one._replace(start=start, end=end))
             said = re.sub(r"\*{1,3}([^*]{1,200})\*{1,3}|\s+(?=[.,;!?])", r"\1", said)
@@ -85,7 +88,12 @@ class _Reading(NamedTuple):
     tokens: np.ndarray  # token vectors of all sentences, one below the other
     starts: np.ndarray  # the row where each sentence begins
     stems: list[frozenset[str]]
+    plain: list[set[str]]  # words of each sentence and of its halves, to know a quotation
     known: frozenset[str]
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
 
 
 def _read(embedder: Any, title: str, text: str) -> _Reading:
@@ -102,7 +110,8 @@ def _read(embedder: Any, title: str, text: str) -> _Reading:
     parts = [part if len(part) else np.zeros((1, embedder.dim), np.float32) for part in parts]
     starts = np.cumsum([0, *map(len, parts)])[:-1]
     tokens = np.concatenate(parts) if parts else np.zeros((0, embedder.dim), np.float32)
-    return _Reading(found, texts, around, tokens, starts, stems, known_names(text))
+    plain = [{_plain(part) for part in [text, *text.split(";")]} for text in texts]
+    return _Reading(found, texts, around, tokens, starts, stems, plain, known_names(text))
 
 # %% ../nbs/00_base/12_claims.ipynb #e51ecf36
 def _weights(
@@ -174,6 +183,11 @@ def _objections(claim: str, reading: _Reading, number: int) -> dict[str, str]:
 # %% ../nbs/00_base/12_claims.ipynb #06f45f25
 def _look(claim: str, tokens: _Tokens, readings: Sequence[_Reading]) -> _Look | None:
     """The best sentence for a claim, with its features; None if there is no sentence."""
+    said = _plain(claim)
+    for number, read in enumerate(readings):
+        quoted = next((n for n, parts in enumerate(read.plain) if said and said in parts), None)
+        if quoted is not None:
+            return _Look(number, quoted, np.array([1.0, 0.0, 0.0, 0.0]), {})
     matched, shared = _matches(claim, tokens, readings)
     if not len(matched):
         return None
@@ -269,7 +283,7 @@ class EmbeddedChecker(ClaimChecker):
     name = "embedded"
 
     def __init__(self, embedder: Any = None, threshold: float = 0.6) -> None:
-        self.embedder = embedder or default_embedder()
+        self.embedder: Any = embedder or default_embedder()
         if not hasattr(self.embedder, "encode_tokens"):
             kind = type(self.embedder).__name__
             raise DataError(f"{kind} has no token vectors.", "EmbeddedChecker", "Use MiniLM.")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'Question', 'Corpus', 'RemoteFile', 'Dataset', 'register', 'get_dataset', 'read_squad', 'read_excerpts',
-           'read_scores', 'find_files', 'fetch', 'load', 'available']
+           'read_scores', 'read_preferences', 'find_files', 'fetch', 'load', 'available']
 
 # %% ../nbs/00_base/09_datasets.ipynb #93858f34
 import csv
@@ -164,6 +164,27 @@ def read_scores(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
             raise DataError(f"not a row of scores ({error}).", f"{path}, line {number}") from None
     return rows
 
+# %% ../nbs/00_base/09_datasets.ipynb #1c2395c6
+def read_preferences(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Rows with question, gold, answers (two texts) and labels, in RAGChecker's file format.
+
+    `labels` has for "correctness", "completeness" and "overall" a number per annotator, from -2 to
+    2, above 0 where the second answer is the better one. DataError for another format.
+    """
+    kinds = ("correctness", "completeness", "overall")
+    rows: dict[tuple[str, ...], dict[str, Any]] = {}
+    try:
+        for entry in json.loads(Path(path).read_text(encoding="utf-8")):
+            answers = (entry["model1"]["response"], entry["model2"]["response"])
+            asked = {"question": entry["query"], "gold": entry["gt_answer"], "answers": answers}
+            empty: dict[str, Any] = {"labels": {kind: [] for kind in kinds}}
+            row = rows.setdefault((entry["dataset"], entry["query"], *answers), asked | empty)
+            for kind in kinds:
+                row["labels"][kind].append(int(entry[f"{kind}_label"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"not in RAGChecker's format ({error!r}).", str(path)) from None
+    return list(rows.values())
+
 # %% ../nbs/00_base/09_datasets.ipynb #128d7dac
 def _files(at: str, table: str) -> tuple[RemoteFile, ...]:
     """Files at owner/name@commit; four words a file: local path, path there, size, SHA-256."""
@@ -198,6 +219,12 @@ _GPQA = _files(
     """stats/gpqa_diamond_scores.csv examples/data/gpqa_diamond_scores.csv 108930
     2923b63c427a56cb63af2064f726ecd839fec27357430600bea7a9ed8dfdcfa6""",
 )
+_PAIRS = _files(
+    "amazon-science/RAGChecker@6091f08c00e676e87a970f2aeb4a23a484746348",
+    """faithfulness/ragchecker_human_labeled_data.json
+    data/meta_evaluation/human_labeled_data.json 2347698
+    42651629afc007396a709c89e89ada3b587e0bcc26246c951225866715e265ce""",
+)
 
 # %% ../nbs/00_base/09_datasets.ipynb #4bf591cb
 register(
@@ -231,6 +258,18 @@ register(
         source="github.com/stephlinds/evalconfidence",
         files=_GPQA,
         loader=lambda files: read_scores(files["stats/gpqa_diamond_scores.csv"]),
+    )
+)
+register(
+    Dataset(
+        name="ragchecker",
+        about="280 pairs of long answers with a gold answer, two people's preferences each.",
+        licence="Apache-2.0",
+        source="github.com/amazon-science/RAGChecker",
+        files=_PAIRS,
+        loader=lambda files: read_preferences(
+            files["faithfulness/ragchecker_human_labeled_data.json"]
+        ),
     )
 )
 

@@ -223,7 +223,7 @@ def test_the_curve_in_dark_mode_and_hostile_text(browser: Any, server: Server) -
     with watched(browser, height=1400) as (page, watch):
         page.goto(server.url("chunking", "?theme=dark"))
         settled(page)
-        upload(page, 0, "hostile.md", HOSTILE)
+        upload(page, 0, "hostile.md", HOSTILE * 12)
         page.get_by_text("hostile.md · ").wait_for()
         choose_semantic(page, 1)
         page.locator(".js-plotly-plot:visible .scatterlayer .trace .point").first.hover(force=True)

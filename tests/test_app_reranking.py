@@ -74,14 +74,14 @@ def give(page: Any, nth: int, *files: tuple[str, bytes]) -> None:
 
 
 def ask(page: Any, question: str) -> None:
-    box = page.get_by_label("Question: choose")
+    box = page.get_by_label("Question (press Enter)")
     box.fill(question)
     box.press("Enter")
 
 
 @pytest.mark.needs("chromium")
 def test_it_starts_with_a_question_where_the_reranker_helps(page: Any) -> None:
-    assert page.get_by_label("Question: choose").input_value() == START
+    assert page.get_by_label("Question (press Enter)").input_value() == START
     assert "Troubleshooting" in row(page).inner_text()
     keyword, vector, fusion, reranked = row(page).locator("td").all_inner_texts()[1:]
     assert keyword == "–" and vector.startswith("1 ")
@@ -113,7 +113,7 @@ def test_all_questions_are_measured_without_a_click(page: Any) -> None:
     code(page, "command line takes ages").wait_for()
     page.wait_for_function("window.scrollY < 50")
     page.locator(".lanes tr.gold.on", has_text="Command line").wait_for()
-    assert "command line takes ages" in page.get_by_label("Question: choose").input_value()
+    assert "command line takes ages" in page.get_by_label("Question (press Enter)").input_value()
 
 
 @pytest.mark.needs("chromium")
@@ -151,6 +151,13 @@ def test_a_question_of_ones_own(page: Any) -> None:
     page.get_by_text("no known answer to this question").wait_for()
     assert page.locator(".lanes tr.gold").count() == 0
     page.locator(".passage em").first.wait_for()
+    page.get_by_label("Find a known question").fill("okta is down")
+    page.get_by_role("option", name="okta is down").click()
+    code(page, "okta is down").wait_for()
+    page.locator(".lanes tr.gold.on").wait_for()
+    ask(page, "Is there a student discount?")
+    code(page, "student discount").wait_for()
+    page.locator(".lanes tr.gold").wait_for(state="detached")
     with page.expect_download() as download:
         page.get_by_text("Export CSV").first.click()
     rows = list(csv.DictReader(Path(download.value.path()).read_text().splitlines()))
@@ -170,7 +177,7 @@ def test_own_documents_and_questions_are_text(page: Any) -> None:
     assert "row 3" in said and "The office dog" in said and "nowhere.md" in said
     assert "/tmp" not in said and "Traceback" not in said
     page.locator(".lanes tr.gold.on").wait_for()
-    assert page.get_by_label("Question: choose").input_value() == EVIL
+    assert page.get_by_label("Question (press Enter)").input_value() == EVIL
     shown = page.locator(".passage").inner_text()
     assert "Lunch is served at noon" in shown
     page.locator(".asked tr[data-source]").first.wait_for(timeout=60_000)
@@ -178,6 +185,7 @@ def test_own_documents_and_questions_are_text(page: Any) -> None:
     assert page.locator(".word", has_text="not enough data").count() == 3
     ask(page, "What is the office cat called?")
     page.locator(".passage em", has_text="cat").first.wait_for()
+    assert "office cat" in page.get_by_label("Question (press Enter)").input_value()
     assert "<script>window.hacked = 1</script>" in page.locator(".lanes").inner_text() + (
         page.locator(".passage").inner_text()
     )

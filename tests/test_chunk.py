@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from llmops_kit.core import DataError, Document
-from llmops_kit.rag.chunk import MIN_TOKENS, atoms_of, recursive_chunk
 from llmops_kit.embed import Embedder
-from llmops_kit.rag.semantic import CHUNKERS, semantic_chunk, similarity_curve
+from llmops_kit.rag.chunk import MIN_TOKENS, atoms_of, recursive_chunk
+from llmops_kit.rag.semantic import CHUNKERS, semantic_chunk
 from llmops_kit.text import (
     block_spans,
     count_tokens,

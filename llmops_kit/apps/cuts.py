@@ -202,6 +202,20 @@ def sizes_figure(sizes: Mapping[str, Sequence[int]], limit: int, dark: bool = Fa
     return styled(figure, height=250, dark=dark)
 
 # %% ../../nbs/90_apps/02_cuts.ipynb #4676943d
+def _curve_tips(text: str, curve: SimilarityCurve) -> list[str]:
+    """For each boundary what is said over it: cosine, price, why it is a break, both sentences."""
+    tips = []
+    for i, (before, after) in enumerate(pairwise(curve.spans)):
+        reason = "below the threshold" if curve.prices[i] < curve.threshold else "for the limit"
+        word = f"break {reason}" if curve.breaks[i] else "no break"
+        numbers = f"cosine {curve.similarities[i]:.2f}, with structure {curve.prices[i]:.2f}"
+        left = text[max(before[0], before[1] - 64) : before[1]]
+        right = text[after[0] : min(after[1], after[0] + 64)]
+        lines = [*wrap(f"… {left}", 38), *wrap(f"→ {right} …", 38)]
+        tips.append("<br>".join([f"<b>{word}</b>", numbers, *map(escape, lines)]))
+    return tips
+
+# %% ../../nbs/90_apps/02_cuts.ipynb #9445fc93
 def curve_figure(
     text: str, curve: SimilarityCurve, letter: str = "A", dark: bool = False
 ) -> "go.Figure":
@@ -232,20 +246,6 @@ def curve_figure(
     figure.update_yaxes(title="alike", zeroline=False)
     figure.update_layout(hoverlabel={"align": "left"}, hovermode="closest")
     return styled(figure, height=180, dark=dark).update_layout(margin_t=8)
-
-
-def _curve_tips(text: str, curve: SimilarityCurve) -> list[str]:
-    """For each boundary what is said over it: cosine, price, why it is a break, both sentences."""
-    tips = []
-    for i, (before, after) in enumerate(pairwise(curve.spans)):
-        reason = "below the threshold" if curve.prices[i] < curve.threshold else "for the limit"
-        word = f"break {reason}" if curve.breaks[i] else "no break"
-        numbers = f"cosine {curve.similarities[i]:.2f}, with structure {curve.prices[i]:.2f}"
-        left = text[max(before[0], before[1] - 64) : before[1]]
-        right = text[after[0] : min(after[1], after[0] + 64)]
-        lines = [*wrap(f"… {left}", 38), *wrap(f"→ {right} …", 38)]
-        tips.append("<br>".join([f"<b>{word}</b>", numbers, *map(escape, lines)]))
-    return tips
 
 # %% ../../nbs/90_apps/02_cuts.ipynb #735c1657
 def counts_table(rows: Mapping[str, Mapping[str, Any]]) -> str:

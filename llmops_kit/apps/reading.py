@@ -94,7 +94,8 @@ def partners(
     weights, cosines = token_weights(question, places, words), asked @ found.T
     groups: dict[tuple[int, int], list[int]] = {}
     for number, (start, end) in enumerate(places):
-        groups.setdefault(_word_at(question, start, end), []).append(number)
+        if any(map(str.isalnum, question[start:end])):
+            groups.setdefault(_word_at(question, start, end), []).append(number)
     rows = []
     for (start, end), numbers in groups.items():
         top = max(numbers, key=lambda n: (weights[n], -n))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NO_RERANKER', 'LATE', 'BY_LLM', 'Given', 'START', 'SIZES', 'handbook_reranker', 'own_rerankers', 'given_documents',
-           'given_questions', 'Brought', 'Recipe', 'RerankState', 'known_questions', 'asked_question', 'corpus_of',
-           'pipeline_of']
+           'given_questions', 'Brought', 'Recipe', 'RerankSettings', 'RerankState', 'known_questions', 'asked_question',
+           'corpus_of', 'pipeline_of']
 
 # %% ../../nbs/90_apps/08_rerank_state.ipynb #4d498063
 import os
@@ -117,9 +117,9 @@ class Recipe:
     keyword_share: float
     max_tokens: int
 
-
-class RerankState(App):
-    """Documents, a question, the settings of a pipeline, and what followed from them."""
+# %% ../../nbs/90_apps/08_rerank_state.ipynb #0c3a3b61
+class RerankSettings(App):
+    """The controls of the screen, and what followed from them, as parameters."""
 
     about: Any = param.Selector(default=HANDBOOK, objects=[HANDBOOK, MINE])
     question = param.String(START, doc="The question that is asked.")
@@ -137,6 +137,15 @@ class RerankState(App):
     report: Any = param.ClassSelector(class_=StageReport, doc="All known questions.")
     stale = param.Boolean(True, doc="Whether the report is of earlier settings.")
     measuring = param.Boolean(False, doc="Whether a report is being made.")
+
+    @property
+    def recipe(self) -> Recipe:
+        """The settings as they are now."""
+        return Recipe(**{name: getattr(self, name) for name in Recipe.__dataclass_fields__})
+
+# %% ../../nbs/90_apps/08_rerank_state.ipynb #8eeb5cfe
+class RerankState(RerankSettings):
+    """The documents, questions and re-rankers of one screen; see RerankingExplorer."""
 
     def __init__(
         self,
@@ -161,11 +170,6 @@ class RerankState(App):
             raise DataError(f"no re-ranker {name!r}.", "reranker", f"Take one of {known}.")
         self.param["reranker"].objects = list(self.rerankers)
         self.reranker = name
-
-    @property
-    def recipe(self) -> Recipe:
-        """The settings as they are now."""
-        return Recipe(**{name: getattr(self, name) for name in Recipe.__dataclass_fields__})
 
 # %% ../../nbs/90_apps/08_rerank_state.ipynb #31829b95
 def known_questions(state: RerankState) -> list[Question]:

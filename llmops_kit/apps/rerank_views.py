@@ -72,31 +72,33 @@ def pipeline_controls(state: RerankState) -> list[pn.viewable.Viewable]:
 
 # %% ../../nbs/90_apps/08_rerank_views.ipynb #ae1db5dd
 def question_bar(state: RerankState) -> pn.viewable.Viewable:
-    """The question: typed, or one of the known ones."""
+    """The question that is asked, and a list of the known ones that a part of the text finds."""
     import panel_material_ui as pmui
 
-    def words() -> list[str]:
-        return list(dict.fromkeys(question.question for question in known_questions(state)))
-
-    box = pmui.AutocompleteInput(
-        value=state.question,
-        options=words(),
-        restrict=False,
-        search_strategy="includes",
-        case_sensitive=False,
-        min_characters=0,
-        label="Question: choose a known one, or type your own and press Enter",
-        size="small",
-        sizing_mode="stretch_width",
-        margin=(0, 0, 12, 0),
+    look: dict[str, Any] = {"size": "small", "margin": 0, "sizing_mode": "stretch_width"}
+    typed = pmui.TextInput.from_param(
+        state.param.question, label="Question (press Enter)", description="", **look
     )
-    box.param.watch(lambda event: setattr(state, "question", event.new or ""), "value")
+    known = pmui.AutocompleteInput(
+        options=[], search_strategy="includes", case_sensitive=False, min_characters=0,
+        label="Find a known question", **look,
+    )  # fmt: skip
+    typed.styles, known.styles = {"flex": "5 1 320px"}, {"flex": "3 1 200px"}
 
-    def follow(*_: Any) -> None:
-        box.param.update(options=words(), value=state.question)
+    def renew(*_: Any) -> None:
+        words = dict.fromkeys(question.question for question in known_questions(state))
+        known.param.update(options=list(words), value=None, disabled=not words)
 
-    state.param.watch(follow, ["question", "about", "split", "arrivals"])
-    return box
+    def chosen(event: Any) -> None:
+        if event.new:
+            state.question = event.new
+            known.value = None
+
+    known.param.watch(chosen, "value")
+    state.param.watch(renew, ["about", "split", "arrivals"])
+    renew()
+    styles = {"gap": "12px"}
+    return pn.Row(typed, known, styles=styles, sizing_mode="stretch_width", margin=(0, 0, 12, 0))
 
 # %% ../../nbs/90_apps/08_rerank_views.ipynb #34d832ff
 LEGEND_CSS = """

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NO_QUESTIONS', 'PIPELINE', 'set_note', 'quality_html', 'quality_card', 'shown_quality', 'steps_row', 'questions_card',
-           'shown_passages', 'RerankingExplorer', 'moved', 'measure_soon']
+           'shown_passages', 'moved', 'measure_soon', 'RerankingExplorer']
 
 # %% ../../nbs/90_apps/08_reranking.ipynb #3a00d7c1
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import panel as pn
 
 from .passages import Clickable
-from llmops_kit.apps.quality import (
+from llmops_kit.apps.rerank_report import (
     QUALITY_CSS,
     QUESTIONS_CSS,
     losses_table,
@@ -100,10 +100,10 @@ def quality_card(state: RerankState) -> pn.viewable.Viewable:
         *(fields.report, fields.stale, fields.measuring),
         *(fields.arrivals, fields.reranker, fields.about),
     )
-    button = pmui.Button(label="Measure", size="small", on_click=lambda _: measure(state))
     served = bool(pn.state.curdoc and pn.state.curdoc.session_context)
-    button.visible = not served or not is_free(state)
-    fields.watch(lambda _: setattr(button, "visible", not served or not is_free(state)), "reranker")
+    asks = pn.bind(lambda _: not served or not is_free(state), fields.reranker)
+    button = pmui.Button(label="Measure", size="small", visible=asks)
+    button.on_click(lambda _: measure(state))
     head = pn.Row(markup("<h2>All known questions</h2>", margin=(6, 0)), button)
     head.sizing_mode = "stretch_width"
     export = csv_button(partial(shown_quality, state), "stages.csv")
@@ -180,6 +180,25 @@ def shown_passages(state: RerankState) -> "pd.DataFrame":
 
     return passages_table(state.report) if state.report else pd.DataFrame()
 
+# %% ../../nbs/90_apps/08_reranking.ipynb #80ff210d
+def moved(state: RerankState) -> None:
+    """Ask a question that belongs to the documents that were chosen; forget the others' report."""
+    question = state.question
+    if state.about == HANDBOOK:
+        question = START
+    elif asked_question(state) is None:
+        question = next((known.question for known in known_questions(state)), "")
+    state.param.update(question=question, report=None, problem="")
+
+
+def measure_soon(state: RerankState) -> None:
+    """Under a server, measure anew once the hand rests, where that costs no call of a model.
+
+    It is called when a search has ended: the one question is shown first, then all.
+    """
+    if state.stale and is_free(state):
+        soon(state, "measure soon", partial(measure, state))
+
 # %% ../../nbs/90_apps/08_reranking.ipynb #09d7c342
 PIPELINE = ["about", "arrivals", "reranker", "initial_k", "k", "keyword_share", "max_tokens"]
 
@@ -230,22 +249,3 @@ class RerankingExplorer(RerankState):
         given += [f"{field}={getattr(self, field)!r}" for field in fields]
         call = f"RerankingExplorer({', '.join(given)})"
         return f"from llmops_kit.apps import RerankingExplorer; {call}"
-
-# %% ../../nbs/90_apps/08_reranking.ipynb #80ff210d
-def moved(state: RerankState) -> None:
-    """Ask a question that belongs to the documents that were chosen; forget the others' report."""
-    question = state.question
-    if state.about == HANDBOOK:
-        question = START
-    elif asked_question(state) is None:
-        question = next((known.question for known in known_questions(state)), "")
-    state.param.update(question=question, report=None)
-
-
-def measure_soon(state: RerankState) -> None:
-    """Under a server, measure anew once the hand rests, where that costs no call of a model.
-
-    It is called when a search has ended: the one question is shown first, then all.
-    """
-    if state.stale and is_free(state):
-        soon(state, "measure soon", partial(measure, state))

@@ -130,6 +130,7 @@ CARD = {
     "border-radius": "10px",
     "padding": "14px 16px",
     "align-self": "stretch",
+    "height": "auto",
 }
 
 CODE_CSS = """

@@ -71,9 +71,10 @@ class ChunkingState(App):
         self.choose(document)
         recut(self)
         self.param.watch(lambda _: recut(self), ["document", "third"])
-        setting_fields = ["chunker", "max_tokens", "overlap", "percentile"]
-        for setting in self.settings.values():
-            setting.param.watch(lambda _: recut(self), setting_fields)
+        for way in self.settings.values():
+            way.param.watch(
+                lambda _: recut(self), ["chunker", "max_tokens", "overlap", "percentile"]
+            )
 
     def choose(self, document: str | Document) -> None:
         """Show a document: one of the choice by its id, a file by its path, or an object."""
@@ -102,7 +103,7 @@ def golds_of(state: ChunkingState) -> list[Gold]:
         if span.doc_id == state.document
     )
 
-
+# %% ../../nbs/90_apps/05_workspace.ipynb #62ae93cb
 Cut = tuple[dict[str, list[Chunk]], dict[str, SimilarityCurve]]
 
 
@@ -118,7 +119,7 @@ def cut_all(ways: dict[str, Setting], document: Document, embedder: Embedder) ->
             cut[name] = chunker(document)
     return cut, curves
 
-
+# %% ../../nbs/90_apps/05_workspace.ipynb #ff749d1e
 def recut(state: ChunkingState) -> None:
     """Cut the document shown under every active setting; what takes long, in a thread."""
     document = state.documents[state.document]

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WORD', 'LINE', 'AFTER_HEADING', 'SENTENCE', 'ITEM', 'BLOCK', 'HEADING', 'END', 'MIN_TOKENS', 'Break', 'Breaks',
-           'Piece', 'blocks_of', 'CHUNKERS', 'Chunker', 'Atoms', 'atoms_of', 'Packer', 'packed', 'PlacingChunker',
-           'PackingChunker', 'checked_limits', 'fixed_chunk', 'sentence_chunk', 'recursive_chunk']
+           'Piece', 'blocks_of', 'Chunker', 'Atoms', 'atoms_of', 'Packer', 'packed', 'PlacingChunker', 'PackingChunker',
+           'checked_limits', 'fixed_chunk', 'sentence_chunk', 'recursive_chunk']
 
 # %% ../../nbs/20_rag/01_chunk.ipynb #2ef61227
 from bisect import bisect_right
@@ -255,7 +255,7 @@ class PlacingChunker:
     def __repr__(self) -> str:
         return self.name
 
-
+# %% ../../nbs/20_rag/01_chunk.ipynb #b1d5ac01
 @dataclass(frozen=True, repr=False)
 class PackingChunker(PlacingChunker):
     """A chunker made of a rule that proposes breaks; the packing is the same for all."""
@@ -320,7 +320,7 @@ def _block_breaks(blocks: list[Block], tokens: np.ndarray, limit: int) -> list[i
         above = kind
     return strengths
 
-
+# %% ../../nbs/20_rag/01_chunk.ipynb #b1d5ac03
 def _structure_breaks(text: str, limit: int, overlap: int) -> list[Break]:
     """Blocks by their strength; sentences and lines only where a chunk may end or begin at one."""
     blocks = blocks_of(text)
@@ -348,10 +348,3 @@ def recursive_chunk(max_tokens: int = 200, overlap: int = 0) -> Chunker:
     """
     limits = checked_limits("recursive", max_tokens, overlap)
     return PackingChunker(*limits, sections=True, breaks=_structure_breaks)
-
-
-CHUNKERS: dict[str, Callable[..., Chunker]] = {
-    "fixed": fixed_chunk,
-    "sentence": sentence_chunk,
-    "recursive": recursive_chunk,
-}
