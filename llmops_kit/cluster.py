@@ -48,12 +48,12 @@ def _join(ray: Any, address: str | None) -> bool:
     if address is None:
         options |= {"include_dashboard": False, "object_store_memory": 2**28}
         step = "Try again when the machine is less busy, or embed without Ray."
-    for attempt in (1, 2):
+    for attempt in (1, 2, 3):
         try:
             ray.init(address or "local", **options)
             break
         except Exception as error:  # Ray raises everything from ValueError to Exception here
-            if address or attempt == 2:
+            if address or attempt == 3:
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 what = f"Ray cannot be used: {reason}"
                 raise LLMOpsError(what, address or "local Ray", step) from None
