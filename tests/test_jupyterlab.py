@@ -101,6 +101,8 @@ def test_the_tutorial_displays_the_reranking_explorer(lab: str) -> None:
         page.locator(".js-plotly-plot .annotation-text").first.scroll_into_view_if_needed()
         shot(page, "jupyterlab-reranking")
         assert "Troubleshooting" in picked.inner_text()
+        chart = page.locator(".js-plotly-plot").first.bounding_box()
+        assert chart["width"] > 450  # the chunk went below, the chart is not squeezed
         page.get_by_role("slider").nth(1).press("ArrowLeft")
         page.locator("code", has_text="k=4").wait_for(timeout=30_000)
         page.locator(".lanes tr[data-source='3'] button").click()

@@ -89,7 +89,7 @@ LABELS = {"keyword": "keyword", "vector": "vector", "hybrid": "fusion"}
 
 def stage_label(stage: str) -> str:
     """A stage's name on the screen; what is no search and no fusion is a re-ranker."""
-    return LABELS.get(stage, f"re-rank, {stage}")
+    return LABELS.get(stage, f"re-rank: {stage}")
 
 
 def short_title(chunk: Chunk, limit: int = 36) -> str:
@@ -177,8 +177,8 @@ def _names(trail: Trail, mode: dict[str, str], picked: str) -> list[dict[str, An
         rank, is_picked = _rank(lane, trail.stages[-1]), lane.chunk.id == picked
         if rank <= trail.depth:
             ink = mode["primary"] if is_picked else mode["text" if rank <= trail.k else "muted"]
-            font = {"size": 11.5, "color": gold_ink(mode) if lane.gold else ink}
-            name = plot_text(short_title(lane.chunk, 33 if lane.gold or is_picked else 36))
+            font = {"size": 11, "color": gold_ink(mode) if lane.gold else ink}
+            name = plot_text(short_title(lane.chunk, 31 if lane.gold or is_picked else 34))
             text = f"<b>{name}</b>" if lane.gold or is_picked else name
             place = {"x": x + 0.1, "y": rank, "xanchor": "left", "showarrow": False}
             notes.append({**place, "text": text, "font": font})
@@ -197,7 +197,7 @@ def _strip(trail: Trail, mode: dict[str, str], picked: str) -> list[dict[str, An
                 lines[place] = lines.get(place, False) or lane.gold
         if lines:
             ink = gold_ink(mode) if any(lines.values()) else mode["primary"]
-            font, y = {"size": 11.5, "color": ink}, trail.depth + 2.1
+            font, y = {"size": 11, "color": ink}, trail.depth + 2.1
             text = "<br>".join(lines)
             where = {"x": x, "y": y, "yanchor": "top", "showarrow": False}
             notes.append({**where, "text": text, "font": font})
@@ -223,25 +223,26 @@ def bump_figure(trail: Trail, picked: str = "", dark: bool = False) -> "go.Figur
     tip = {"bgcolor": mode["paper"], "bordercolor": mode["muted"], "align": "left", "font": font}
     figure.update_layout(annotations=notes, hovermode="closest", dragmode=False, hoverlabel=tip)
     row = 20 if trail.depth <= 25 else 16
-    return _axes(styled(figure, height=110 + row * (trail.depth + 3), dark=dark), trail)
+    return _axes(styled(figure, height=126 + row * (trail.depth + 3), dark=dark), trail)
 
 
 def _axes(figure: "go.Figure", trail: Trail) -> "go.Figure":
     """The stages with their own times above, the ranks at the left, room for names at the right."""
-    heads = [plot_text(stage_label(s)).replace(", ", "<br>") for s in trail.stages]
+    heads = ["<br>".join(map(plot_text, wrap(stage_label(s), 11))) for s in trail.stages]
     heads = [
-        f"<b>{h}</b><br>{duration(trail.times[s])}"
-        for h, s in zip(heads, trail.stages, strict=True)
+        f"<b>{h}</b><br>{duration(ms)}" for h, ms in zip(heads, trail.times.values(), strict=True)
     ]
     fixed = {"zeroline": False, "fixedrange": True, "showgrid": False}
     span = [-0.3, len(heads) - 1 + 0.1]
-    figure.update_xaxes(tickvals=list(range(len(heads))), ticktext=heads, side="top", range=span)
+    figure.update_xaxes(
+        tickvals=list(range(len(heads))), ticktext=heads, side="top", range=span, tickangle=0
+    )
     places = [1, *range(5, trail.depth + 1, 5)]
     figure.update_yaxes(
         tickvals=places, range=[trail.depth + 3.2, 0.3], title="rank", title_standoff=4
     )
     figure.update_xaxes(**fixed).update_yaxes(**fixed)
-    return figure.update_layout(margin={"l": 8, "r": 218, "t": 62, "b": 4})
+    return figure.update_layout(margin={"l": 8, "r": 226, "t": 78, "b": 4})
 
 
 def duration(ms: float) -> str:

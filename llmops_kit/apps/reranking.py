@@ -41,13 +41,14 @@ from llmops_kit.apps.rerank_tasks import (
     search,
 )
 from llmops_kit.apps.rerank_views import (
+    beside,
     chart_row,
     pipeline_controls,
     question_bar,
     table_card,
     upload_controls,
 )
-from .shell import card, code_pane, csv_button, side_by_side, soon
+from .shell import card, code_pane, csv_button, soon
 from .theme import CSS, escape, markup
 from .turns import HANDBOOK, MINE
 from ..rag.stages import StageReport
@@ -131,9 +132,7 @@ def steps_row(state: RerankState) -> pn.viewable.Viewable:
     losses = follow(losses_table)
     parts = ("Each step against the stage before", steps), ("Which stage lost it", losses)
     cards = [card(markup(f"<h2>{head}</h2>", margin=(0, 0, 6, 0)), body) for head, body in parts]
-    for each in cards:
-        each.styles = {**each.styles, "flex": "1 1 380px", "min-width": "0"}
-    return side_by_side(*cards)
+    return beside(*((each, "1 1 380px") for each in cards))
 
 # %% ../../nbs/90_apps/08_reranking.ipynb #b9d5e54b
 def questions_card(state: RerankState) -> pn.viewable.Viewable:

@@ -32,7 +32,7 @@ from llmops_kit.rag.chunk import (
 from ..sentences import sentence_spans
 
 # %% ../../nbs/20_rag/01_semantic.ipynb #261ee577
-HEAD = 120  # characters of a sentence that are embedded: its subject stands there
+HEAD = 60  # characters of a sentence that are embedded: its subject stands there
 
 
 def units_of(text: str) -> list[tuple[int, int]]:
