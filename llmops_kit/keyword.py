@@ -98,8 +98,9 @@ class KeywordIndex:
         scores = np.round(self._score(self.tokenize(query)), 9)
         if where:
             scores = scores * [matches(chunk.meta, where) for chunk in self.chunks]
-        least = np.partition(scores, -k)[-k] if k < len(scores) else 0.0
-        found = np.flatnonzero((scores >= least) & (scores > 0))  # the best k and their equals
+        found = np.flatnonzero(scores > 0)
+        if k < len(found):  # the best k and their equals
+            found = found[scores[found] >= np.partition(scores[found], -k)[-k]]
         order = found[np.argsort(-scores[found], kind="stable")][:k]
         hits = [(self.chunks[place], float(scores[place])) for place in order]
         return [

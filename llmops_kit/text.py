@@ -87,11 +87,14 @@ def _pieces(part: str) -> int:
     return len(_tokenizer().model.tokenize(part))
 
 
+def _count_plain(word: str) -> int:
+    low = word.lower()
+    return _pieces(low) if low.isalnum() else sum(map(_pieces, _PART.findall(low)))
+
+
 def _count_new(words: list[str]) -> dict[str, int]:
     """Tokens of distinct words: part by part for plain ones, the others in one call."""
-    counts = {
-        word: sum(map(_pieces, _PART.findall(word.lower()))) for word in words if _is_plain(word)
-    }
+    counts = {word: _count_plain(word) for word in words if _is_plain(word)}
     rest = [word for word in words if word not in counts]
     if not rest:
         return counts

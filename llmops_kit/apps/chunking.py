@@ -8,7 +8,6 @@ __all__ = ['CURVE', 'WHOLE', 'NO_QUESTIONS', 'setting_controls', 'file_input', '
            'ChunkingExplorer']
 
 # %% ../../nbs/90_apps/06_chunking.ipynb #9a5c3c86
-import asyncio
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,7 @@ from llmops_kit.apps.cuts import (
     sizes_figure,
     text_card,
 )
-from .shell import card, code_pane, csv_button, side_by_side
+from .shell import card, code_pane, csv_button, side_by_side, soon
 from .theme import escape, markup
 from llmops_kit.apps.workspace import (
     ChunkingState,
@@ -229,19 +228,10 @@ def effect_markup(
     return f'<div class="{"old" if stale else "new"}">{effect_table(rows, note)}</div>'
 
 # %% ../../nbs/90_apps/06_chunking.ipynb #6a02a17a
-def measure_soon(state: ChunkingState, wait: float = 0.7) -> None:
-    """Measure once nothing has changed for `wait` seconds; does nothing outside a server."""
+def measure_soon(state: ChunkingState) -> None:
+    """Under a server, measure anew once nothing has changed for a moment."""
     state.stale = True
-    if not (pn.state.curdoc and pn.state.curdoc.session_context):
-        return
-    ticket = state._tickets["measure soon"] = object()
-
-    async def later() -> None:
-        await asyncio.sleep(wait)
-        if state._tickets.get("measure soon") is ticket:
-            measure(state)
-
-    pn.state.execute(later)
+    soon(state, "measure soon", partial(measure, state))
 
 
 def effect_card(state: ChunkingState) -> pn.viewable.Viewable:

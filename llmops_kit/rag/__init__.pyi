@@ -1,5 +1,14 @@
 from .answer import Answer as Answer
 from .answer import RAGPipeline as RAGPipeline
+from .answers import answer_accuracy as answer_accuracy
+from .answers import answer_relevance as answer_relevance
+from .answers import context_precision as context_precision
+from .answers import context_recall as context_recall
+from .answers import faithfulness as faithfulness
+from .answers_report import AnswerReport as AnswerReport
+from .answers_report import answer_measures as answer_measures
+from .answers_report import compare_answers as compare_answers
+from .answers_report import evaluate_answers as evaluate_answers
 from .calibrated import CalibratedReranker as CalibratedReranker
 from .calibrated import ScorePairs as ScorePairs
 from .calibrated import score_pairs as score_pairs
@@ -46,6 +55,7 @@ from .scale import Plan as Plan
 from .scale import measure_chunks as measure_chunks
 from .scale import plan_index as plan_index
 from .scale import plan_table as plan_table
+from .scale import quantised_recall as quantised_recall
 from .semantic import CHUNKERS as CHUNKERS
 from .semantic import semantic_chunk as semantic_chunk
 from .semantic import similarity_curve as similarity_curve
