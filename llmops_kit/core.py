@@ -6,7 +6,7 @@
 __all__ = ['Where', 'R', 'LLMOpsError', 'DataError', 'StoreError', 'MissingExtra', 'ProviderError', 'require', 'Record',
            'Message', 'Usage', 'Completion', 'as_code', 'Span', 'Chunk', 'Document', 'Stage', 'Hit', 'matches', 'Score',
            'Finding', 'share_path', 'data_path', 'runs_path', 'cache_path', 'write_text', 'write_jsonl', 'append_jsonl',
-           'iter_jsonl', 'read_jsonl']
+           'numbered_jsonl', 'iter_jsonl', 'read_jsonl']
 
 # %% ../nbs/00_base/00_core.ipynb #92e99032
 import importlib
@@ -373,10 +373,10 @@ def _parse(line: bytes, kind: type[Record] | None, where: str) -> Any:
     return kind.from_dict(row, where) if kind else row
 
 
-def iter_jsonl(
+def numbered_jsonl(
     path: str | os.PathLike[str], kind: type[R] | None = None, bad: list[DataError] | None = None
-) -> Iterator[Any]:
-    """Yield rows in constant memory, like `read_jsonl`; without `bad` the first bad line raises."""
+) -> Iterator[tuple[int, Any]]:
+    """Yield (line number, row), from 1, in constant memory; without `bad` a bad line raises."""
     source = Path(path)
     if not source.is_file():
         raise DataError("there is no such file.", str(source), "Check the path.")
@@ -391,7 +391,14 @@ def iter_jsonl(
                     raise
                 bad.append(error)
             else:
-                yield row
+                yield number, row
+
+
+def iter_jsonl(
+    path: str | os.PathLike[str], kind: type[R] | None = None, bad: list[DataError] | None = None
+) -> Iterator[Any]:
+    """Yield rows in constant memory, like `read_jsonl`; without `bad` the first bad line raises."""
+    return (row for _, row in numbered_jsonl(path, kind, bad))
 
 # %% ../nbs/00_base/00_core.ipynb #03c10e80
 def read_jsonl(

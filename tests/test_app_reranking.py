@@ -174,7 +174,7 @@ def test_own_documents_and_questions_are_text(page: Any) -> None:
     box = page.get_by_role("alert").filter(has_text="Not taken: 2")
     box.wait_for()
     said = box.inner_text()
-    assert "row 3" in said and "The office dog" in said and "nowhere.md" in said
+    assert "line 3" in said and "The office dog" in said and "nowhere.md" in said
     assert "/tmp" not in said and "Traceback" not in said
     page.locator(".lanes tr.gold.on").wait_for()
     assert page.get_by_label("Question (press Enter)").input_value() == EVIL

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..core import DataError, Document, Span, data_path, iter_jsonl, read_jsonl
+from ..core import DataError, Document, Span, data_path, numbered_jsonl, read_jsonl
 from ..datasets import Question
 from .convert import _CONVERT, decode_text, html_text, pdf_text
 
@@ -168,8 +168,8 @@ def _question(
 # %% ../../nbs/20_rag/00_documents.ipynb #012e7d7f
 def _rows(path: Path, faults: list[DataError]) -> Iterator[tuple[str, dict[str, Any]]]:
     if path.suffix.lower() != ".csv":
-        for number, row in enumerate(iter_jsonl(path, None, faults), start=1):
-            yield f"{path.name}, row {number}", row
+        for number, row in numbered_jsonl(path, None, faults):
+            yield f"{path.name}, line {number}", row
         return
     if not path.is_file():
         raise DataError("there is no such file.", str(path), "Check the path.")

@@ -34,13 +34,14 @@ Corpus = tuple[list[Document], list[Question]]
 
 
 def load_corpus(
-    corpus: str = "handbook", questions: str = "", split: str = "dev", limit: int = 0, seed: int = 0
+    corpus: str = "handbook", questions: str = "", split: str = "", limit: int = 0, seed: int = 0
 ) -> Corpus:
     """Documents and answerable questions: the handbook's, or a folder's and a questions file.
 
-    `split` is "dev", "test" or "all" (a folder's questions may have none: use "all"); `limit` draws
-    that many questions with `seed`, 0 takes all. DataError says which of them was wrong.
+    `split` is "dev", "test" or "all"; empty means the handbook's dev questions, or all of a file.
+    `limit` draws that many questions with `seed`, 0 takes all. DataError says which was wrong.
     """
+    split = split or ("dev" if corpus == "handbook" else "all")
     if split not in ("dev", "test", "all"):
         raise DataError(f"no split {split!r}.", "split", "Take dev, test or all.")
     if corpus == "handbook":
