@@ -25,10 +25,12 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-# What Tornado logs when a page is closed while the server is sending to it.
+# What Tornado logs when a page is closed while the server is sending to it, or asks if it is there.
 LEFT_WHILE_SENDING = re.compile(
     r"[^\n]*Task exception was never retrieved\nfuture: [^\n]*WebSocketClosedError[^\n]*\n"
-    r"Traceback.*?\ntornado\.websocket\.WebSocketClosedError\n",
+    r"Traceback.*?\ntornado\.websocket\.WebSocketClosedError\n"
+    r"|(?:[^\n]*\n)Traceback[^\n]*\n(?:  [^\n]*\n)*    assert self\.ws_connection is not None\n"
+    r"(?: +\^+\n)?AssertionError\n",
     re.S,
 )
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
@@ -80,10 +82,14 @@ class Server:
         return f"http://127.0.0.1:{self.port}/{slug}{query}"
 
     def faults(self) -> list[str]:
-        """Lines of the log that no healthy server writes."""
+        """Lines of the log that no healthy server writes, the first with what stands around it."""
         bad = re.compile(r"Error running application|Traceback|\bERROR\b|could not|Error\b")
         text = LEFT_WHILE_SENDING.sub("", self.log.read_text())
-        return [line for line in text.splitlines() if bad.search(line)]
+        lines = [line for line in text.splitlines() if bad.search(line)]
+        if lines:
+            begin = text.index(lines[0])
+            lines[0] = text[max(0, begin - 500) : begin + 4000]
+        return lines
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The tutorials in a real JupyterLab: they run, the explorers display, and a slider works."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -60,9 +61,9 @@ def run_all(page: Any) -> None:
     page.wait_for_timeout(1_000)
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    prompts = page.locator(".jp-CodeCell .jp-InputPrompt", has_text="*")
+    prompts = page.locator(".jp-CodeCell .jp-InputPrompt", has_text=re.compile(r"[*\d]"))
     accept = page.locator(".jp-Dialog button.jp-mod-accept")
-    prompts.or_(accept).first.wait_for()
+    prompts.or_(accept).first.wait_for(timeout=90_000)
     if accept.is_visible():  # a slow start: JupyterLab asks which kernel the notebook wants
         accept.click()
 
