@@ -28,6 +28,7 @@ SHARED = {
     "nbs/apps": "apps",
     "nbs/runs": "runs",
     "data/claims": "data/claims",
+    "data/evals": "data/evals",
     "data/expansions": "data/expansions",
     "data/handbook": "data/handbook",
     "data/text": "data/text",

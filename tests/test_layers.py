@@ -44,7 +44,12 @@ def _imports(sources: list[str]) -> set[str]:
             if isinstance(node, ast.ImportFrom):
                 assert node.level == 0, f"relative import of {node.module}"
                 names = [node.module or ""]
-                if node.module in {"llmops_kit", "llmops_kit.rag", "llmops_kit.apps"}:
+                if node.module in {
+                    "llmops_kit",
+                    "llmops_kit.evals",
+                    "llmops_kit.rag",
+                    "llmops_kit.apps",
+                }:
                     names = [f"{node.module}.{alias.name}" for alias in node.names]
             elif isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]

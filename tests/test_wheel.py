@@ -24,6 +24,7 @@ SOURCES = [
     "nbs/apps",
     "nbs/runs",
     "data/claims",
+    "data/evals",
     "data/expansions",
     "data/handbook",
     "data/text",
