@@ -62,3 +62,8 @@ from .sandbox import Limits as Limits
 from .sandbox import SandboxRun as SandboxRun
 from .sandbox import arun_python as arun_python
 from .sandbox import run_python as run_python
+from .verbosity import LengthControlled as LengthControlled
+from .verbosity import Verbosity as Verbosity
+from .verbosity import length_controlled as length_controlled
+from .verbosity import length_curve as length_curve
+from .verbosity import measure_verbosity as measure_verbosity
