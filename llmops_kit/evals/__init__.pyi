@@ -55,6 +55,10 @@ from .pipeline import assert_passes as assert_passes
 from .position import Position as Position
 from .position import compare_position as compare_position
 from .position import measure_position as measure_position
+from .reliability import Flicker as Flicker
+from .reliability import Reliability as Reliability
+from .reliability import measure_flicker as measure_flicker
+from .reliability import measure_reliability as measure_reliability
 from .report import CaseResult as CaseResult
 from .report import EvalReport as EvalReport
 from .report import load_report as load_report
