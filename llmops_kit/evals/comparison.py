@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..agreement import holm, sample_size_paired
 from ..core import DataError, Record, Score
-from .report import CaseResult, EvalReport, MetricInfo
+from .report import _NONE, CaseResult, EvalReport, MetricInfo, _why
 from ..stats import Comparison, Estimate, paired
 
 # %% ../../nbs/10_evals/04_comparison.ipynb #45d878e2
@@ -180,18 +180,13 @@ class Gate(Record):
         return "\n".join([f"{self.report}: exit code {self.code}", *lines])
 
 # %% ../../nbs/10_evals/04_comparison.ipynb #6f0ab6c0
-def _counted_as_lowest(report: EvalReport, info: MetricInfo) -> EvalReport:
-    """The report with the lowest value where a result failed or could not be read."""
-    if info.bounds is None:
-        what = f"the metric {info.name!r} has no lowest value for what failed."
-        raise DataError(what, "gate", "Give it bounds, or gate on another metric.")
-    lowest, results = Score(info.name, info.bounds[0], False, "counted as lowest"), []
+def _counted_as(report: EvalReport, metric: str, lowest: float) -> EvalReport:
+    """The report with this value where a result failed or could not be read."""
+    counted, results = Score(metric, lowest, False, "counted as lowest"), []
     for result in report.results:
-        score = result.scores.get(info.name)
-        lost = score is None or (
-            score.value is None and score.reason.startswith(("failed", "unparsed"))
-        )
-        scores = result.scores | {info.name: lowest} if lost else result.scores
+        score = result.scores.get(metric)
+        lost = (score is None or score.value is None) and _why(score) != _NONE
+        scores = result.scores | {metric: counted} if lost else result.scores
         results.append(replace(result, scores=scores))
     return replace(report, results=results)
 
@@ -208,12 +203,14 @@ def gate(report: EvalReport, bars: Mapping[str, float], min_n: int = 10) -> Gate
     rows = []
     for metric, bar in bars.items():
         info = report.info(metric)
-        counted = _counted_as_lowest(report, info)
-        low, high = info.bounds or (-math.inf, math.inf)
+        if info.bounds is None:
+            what = f"the metric {metric!r} has no lowest value for what failed."
+            raise DataError(what, "gate", "Give it bounds, or gate on another metric.")
+        low, high = info.bounds
         if not low <= bar <= high:
             step = f"{metric} is from {low:g} to {high:g}."
             raise DataError(f"the bar {bar:g} of {metric!r} will not do.", "gate", step)
-        found = counted.estimate(metric)
+        found = _counted_as(report, metric, low).estimate(metric)
         verdict = "not enough data"
         if found is not None and found.n >= min_n:
             verdict = "pass" if found.low >= bar else "fail" if found.high < bar else verdict

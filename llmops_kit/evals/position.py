@@ -41,7 +41,7 @@ class BothOrders(NamedTuple):
     @property
     def cluster(self) -> str:
         """The group of the pair for intervals: its cluster, else the pair itself."""
-        return self.ab.cluster or self.ab.pair_id
+        return self.ab.unit
 
 # %% ../../nbs/10_evals/06_position.ipynb #dc975478
 def both_orders(verdicts: Iterable[Verdict]) -> list[BothOrders]:

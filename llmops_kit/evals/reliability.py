@@ -14,8 +14,8 @@ from itertools import combinations
 import numpy as np
 
 from ..core import DataError, Record
-from .judge_runs import JudgedAnswer, Verdict
-from ..stats import Estimate, mean
+from .judge_runs import JudgedAnswer, Verdict, one_run
+from ..stats import Estimate, mean, resampled_weights
 
 # %% ../../nbs/10_evals/07_reliability.ipynb #220133c8
 @dataclass(frozen=True)
@@ -39,10 +39,7 @@ def measure_flicker(verdicts: Iterable[Verdict]) -> Flicker:
 
     DataError for verdicts of several runs, or if nothing was asked twice.
     """
-    given = list(verdicts)
-    runs = {verdict.run for verdict in given}
-    if len(runs) != 1:
-        raise DataError(f"verdicts of {len(runs)} runs.", "measure_flicker", "Choose one of them.")
+    given = one_run(verdicts, "measure_flicker")
     asked: dict[tuple, list[Verdict]] = defaultdict(list)
     for verdict in given:
         if verdict.winner is not None:
@@ -52,7 +49,7 @@ def measure_flicker(verdicts: Iterable[Verdict]) -> Flicker:
         step = "Judge the same pairs in the same order again, with another `repeat`."
         raise DataError("nothing was asked twice.", " ".join(given[0].run), step)
     rates = [_differing([v.winner for v in told]) for told in several]
-    units = [told[0].cluster or told[0].pair_id for told in several]
+    units = [told[0].unit for told in several]
     rate = mean(rates, clusters=units, bounds=(0, 1))
     changed, unread = sum(rate > 0 for rate in rates), sum(v.winner is None for v in given)
     return Flicker(*given[0].run, rate, changed, len(asked) - len(several), unread)
@@ -129,7 +126,7 @@ def measure_reliability(
         raise DataError(what, given[0].judge, "Kappa needs two labels in use, and two people.")
     place = {name: number for number, name in enumerate(names)}
     codes = np.array([[place[str(label)] for label in row] for row in used]).T
-    drawn = _draws(codes, [a.cluster or a.item_id for a in whole], len(names), seed)
+    drawn = _draws(codes, [a.unit for a in whole], len(names), seed)
     point = _kappas(codes, np.ones(len(whole)), len(names))
     found = [
         _interval(value, values, len(whole), level)
@@ -140,7 +137,7 @@ def measure_reliability(
     ]
     gold = [a for a in whole if a.human is not None]
     right = [float(a.label == a.human) for a in gold]
-    units = [a.cluster or a.item_id for a in gold]
+    units = [a.unit for a in gold]
     accuracy = mean(right, clusters=units, bounds=(0, 1), level=level) if gold else None
     verdict = _said(found[2], len(whole))
     left = (len(given) - len(read), len(read) - len(whole))
@@ -151,10 +148,7 @@ def measure_reliability(
 # %% ../../nbs/10_evals/07_reliability.ipynb #de76f800
 def _draws(codes: np.ndarray, units: Sequence[str], labels: int, seed: int) -> np.ndarray:
     """Both kappas of 999 samples of clusters; samples in which one is undefined are left out."""
-    _, owner = np.unique(np.array(units), return_inverse=True)
-    rng, n = np.random.default_rng(seed), int(owner.max()) + 1
-    times = rng.multinomial(n, np.full(n, 1 / n), size=999)
-    drawn = np.array([_kappas(codes, t[owner].astype(float), labels) for t in times])
+    drawn = np.array([_kappas(codes, w, labels) for w in resampled_weights(units, seed)])
     return drawn[~np.isnan(drawn).any(axis=1)]
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core import DataError, Record
-from .judge_runs import Verdict
-from ..stats import Estimate, mean, paired, unpaired
+from .judge_runs import Verdict, one_run
+from ..stats import Estimate, mean, paired, resampled_weights, unpaired
 
 # %% ../../nbs/10_evals/06_verbosity.ipynb #de04fab1
 @dataclass(frozen=True)
@@ -57,23 +57,10 @@ def _longer(verdict: Verdict) -> str | None:
     return "a" if a > b else "b"
 
 
-def _unit(verdict: Verdict) -> str:
-    return verdict.cluster or verdict.pair_id
-
-
-def _one_run(verdicts: Iterable[Verdict], where: str) -> list[Verdict]:
-    given = list(verdicts)
-    runs = {verdict.run for verdict in given}
-    if len(runs) != 1:
-        what = f"verdicts of {len(runs)} runs."
-        raise DataError(what, where, "Choose one judge and strategy, with at least one verdict.")
-    return given
-
-
 def _lean(labelled: Sequence[Verdict]) -> tuple[Estimate | None, str]:
     """Errors where the shorter answer is better minus errors where the longer one is."""
     sides = [[v for v in labelled if (v.gold == _longer(v)) is side] for side in (True, False)]
-    units = [list(map(_unit, side)) for side in sides]
+    units = [[v.unit for v in side] for side in sides]
     if not labelled:
         return None, "no people to compare with"
     if min(len(set(side)) for side in units) < 10:
@@ -92,18 +79,18 @@ def measure_verbosity(verdicts: Iterable[Verdict]) -> Verbosity:
     Clustered by cluster, else by pair, so that both orders of a pair count as one. DataError for
     verdicts of several runs, or if none has a winner and two lengths.
     """
-    given = _one_run(verdicts, "measure_verbosity")
+    given = one_run(verdicts, "measure_verbosity")
     apart = [v for v in given if _longer(v)]
     decided = [v for v in apart if v.winner in ("a", "b")]
     if not decided:
         what = "no verdict has a winner between answers of different length."
         raise DataError(what, " ".join(given[0].run), "Check the lengths and the picks.")
     chosen = [float(v.winner == _longer(v)) for v in decided]
-    longer = mean(chosen, clusters=list(map(_unit, decided)), bounds=(0, 1))
+    longer = mean(chosen, clusters=[v.unit for v in decided], bounds=(0, 1))
     labelled = [v for v in decided if v.gold in ("a", "b")]
     people = excess = None
     if labelled:
-        units = list(map(_unit, labelled))
+        units = [v.unit for v in labelled]
         gold = [float(v.gold == _longer(v)) for v in labelled]
         found = paired(gold, [float(v.winner == _longer(v)) for v in labelled], clusters=units)
         people, excess = mean(gold, clusters=units, bounds=(0, 1)), found.difference
@@ -129,7 +116,7 @@ def length_curve(verdicts: Iterable[Verdict], bins: int = 4) -> list[LengthBin]:
     Verdicts without a winner, and pairs of one length, are left out. DataError as in
     `measure_verbosity`, or for fewer verdicts than groups.
     """
-    given = [v for v in _one_run(verdicts, "length_curve") if _longer(v) and v.winner in ("a", "b")]
+    given = [v for v in one_run(verdicts, "length_curve") if _longer(v) and v.winner in ("a", "b")]
     if not 1 <= bins <= len(given):
         raise DataError(f"{len(given)} verdicts in {bins} groups.", "length_curve", "Take fewer.")
     ratios = np.array([_ratio(v) for v in given])
@@ -146,8 +133,8 @@ def _bin(some: Sequence[Verdict], ratios: np.ndarray) -> LengthBin:
     labelled = [v for v in some if v.gold in ("a", "b")]
     gold = [float(v.gold == _longer(v)) for v in labelled]
     chosen = [float(v.winner == _longer(v)) for v in some]
-    judge = mean(chosen, clusters=list(map(_unit, some)), bounds=(0, 1))
-    people = mean(gold, clusters=list(map(_unit, labelled)), bounds=(0, 1)) if gold else None
+    judge = mean(chosen, clusters=[v.unit for v in some], bounds=(0, 1))
+    people = mean(gold, clusters=[v.unit for v in labelled], bounds=(0, 1)) if gold else None
     return LengthBin(float(np.median(ratios)), judge, people)
 
 # %% ../../nbs/10_evals/06_verbosity.ipynb #8013a92a
@@ -200,10 +187,7 @@ def _design(verdicts: Sequence[Verdict], author: str) -> tuple[np.ndarray, np.nd
 
 def _resampled(x: np.ndarray, y: np.ndarray, units: Sequence[str], seed: int) -> np.ndarray:
     """Coefficients of 999 fits, each with clusters drawn anew."""
-    _, owner = np.unique(np.array(units), return_inverse=True)
-    rng, n = np.random.default_rng(seed), int(owner.max()) + 1
-    draws = rng.multinomial(n, np.full(n, 1 / n), size=999)
-    return np.array([_fit(x, y, times[owner].astype(float)) for times in draws])
+    return np.array([_fit(x, y, weights) for weights in resampled_weights(units, seed)])
 
 # %% ../../nbs/10_evals/06_verbosity.ipynb #3e2edf5d
 def length_controlled(
@@ -215,14 +199,14 @@ def length_controlled(
     and the place; Dubois et al. 2024, without their instruction term. Percentile intervals over
     resampled clusters. DataError for several runs, or fewer than 20 verdicts with this author.
     """
-    given = _one_run(verdicts, "length_controlled")
+    given = one_run(verdicts, "length_controlled")
     read = [v for v in given if v.winner is not None]
     some = [v for v in read if (v.author_a == author) != (v.author_b == author)]
     some = [v for v in some if v.length_a is not None and v.length_b is not None]
     if len(some) < 20:
         what = f"{len(some)} verdicts on {author!r} against another author."
         raise DataError(what, " ".join(given[0].run), "At least 20 are needed.")
-    units = list(map(_unit, some))
+    units = [v.unit for v in some]
     x, y = _design(some, author)
     beta, drawn = _fit(x, y, np.ones(len(y))), _resampled(x, y, units, seed)
 
