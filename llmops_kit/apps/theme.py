@@ -213,6 +213,7 @@ def plotly_template(dark: bool = False) -> "go.layout.Template":
     mode = DARK if dark else LIGHT
     grid = tint(mode["muted"], 0.25)
     axis = {"gridcolor": grid, "linecolor": grid, "zerolinecolor": grid, "automargin": True}
+    axis["ticklabeloverflow"] = "allow"  # Plotly puts a title at infinity once it hides all labels
     return go.layout.Template(
         layout={
             "font": {"family": "Roboto, Arial, sans-serif", "size": 12, "color": mode["text"]},
