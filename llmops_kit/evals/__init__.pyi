@@ -23,6 +23,7 @@ from .judge import LLMJudge as LLMJudge
 from .judge import allm_judge as allm_judge
 from .judge import llm_judge as llm_judge
 from .judge_runs import JudgedAnswer as JudgedAnswer
+from .judge_runs import LabelledAnswer as LabelledAnswer
 from .judge_runs import Verdict as Verdict
 from .judge_runs import read_llmbar as read_llmbar
 from .judge_runs import read_run as read_run

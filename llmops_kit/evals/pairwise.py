@@ -29,7 +29,10 @@ from ..stats import Estimate
 # %% ../../nbs/10_evals/05_pairwise.ipynb #2bf99484
 @dataclass(frozen=True)
 class AnswerPair(Record):
-    """Two answers to one question; `reference` is a good one, `gold` the one that people prefer."""
+    """Two answers to one question; `reference` is a good one, `gold` the one that people prefer.
+
+    `gold_reason` is theirs, and never shown to a judge.
+    """
 
     id: str
     question: str
@@ -41,6 +44,7 @@ class AnswerPair(Record):
     author_b: str = ""
     cluster: str | None = None
     group: str = ""
+    gold_reason: str = ""
 
 # %% ../../nbs/10_evals/05_pairwise.ipynb #612ac7b4
 class PairwiseJudge(ABC):
