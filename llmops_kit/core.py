@@ -245,12 +245,17 @@ def matches(meta: Mapping[str, Any], where: Where | None) -> bool:
 # %% ../nbs/00_base/00_core.ipynb #907715df
 @dataclass
 class Score(Record):
-    """One metric's verdict; value None means that there is none (unparsed, unjudged), never NaN."""
+    """One metric's verdict; value None means that there is none (unparsed, unjudged), never NaN.
+
+    `cost_usd` is the price of the calls that judging took, None where there were none or it is not
+    known.
+    """
 
     name: str
     value: float | None
     passed: bool | None = None
     reason: str = ""
+    cost_usd: float | None = None
 
 
 @dataclass

@@ -254,6 +254,7 @@ class LLMJudge(Metric):
             context=case.context,
         )
         if grading.unread:
-            return self.give(None, f"unparsed: no grade for {', '.join(grading.unread)}")
+            lost = f"unparsed: no grade for {', '.join(grading.unread)}"
+            return self.give(None, lost, grading.cost_usd)
         told = (f"{name} {_shown(grade)} {grade.reason}" for name, grade in grading.grades.items())
-        return self.give(grading.mean, "; ".join(map(str.strip, told)))
+        return self.give(grading.mean, "; ".join(map(str.strip, told)), grading.cost_usd)

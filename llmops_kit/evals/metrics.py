@@ -44,11 +44,12 @@ class Metric(ABC):
         """`ascore` for plain code; safe where an event loop is running."""
         return run_sync(self.ascore(case, completion))
 
-    def give(self, value: float | None, reason: str = "") -> Score:
+    def give(self, value: float | None, reason: str = "", cost_usd: float | None = None) -> Score:
         """A Score under this metric's name, passed or not by its threshold."""
         judged = value is not None and self.threshold is not None
         passed = bool(value >= self.threshold) if judged else None  # type: ignore[operator]
-        return Score(self.name, None if value is None else float(value), passed, reason)
+        number = None if value is None else float(value)
+        return Score(self.name, number, passed, reason, cost_usd)
 
     @property
     def identity(self) -> str:

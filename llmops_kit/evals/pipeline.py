@@ -140,12 +140,14 @@ def _judged(metric: Metric, score: Any) -> Score:
     """The score under the metric's name and threshold; without a value if it cannot be one."""
     if not isinstance(score, Score):
         return metric.give(None, f"failed: a {type(score).__name__} came back, not a Score")
+    cost = score.cost_usd
     if score.value is None:
-        return Score(metric.name, None, None, plain(score.reason))
+        return metric.give(None, plain(score.reason), cost)
     low, high = metric.bounds or (-math.inf, math.inf)
     if not (math.isfinite(score.value) and low <= score.value <= high):
-        return metric.give(None, f"failed: the value {score.value} is outside [{low}, {high}]")
-    made = metric.give(score.value, plain(score.reason))
+        what = f"failed: the value {score.value} is outside [{low}, {high}]"
+        return metric.give(None, what, cost)
+    made = metric.give(score.value, plain(score.reason), cost)
     return made if made.passed is not None else replace(made, passed=score.passed)
 
 
@@ -199,6 +201,7 @@ class _Runner:
             if known := self.journal.get(key, "score", Score):
                 return _judged(metric, known)
         score = await _score(metric, case, said, self.asker.timeout_s)
+        self.cost += score.cost_usd or 0.0
         if not (score.value is None and score.reason.startswith("failed")):
             self.journal.add(key, {"case": case.id, "score": score.to_dict()})
         return score

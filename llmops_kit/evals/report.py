@@ -137,8 +137,9 @@ class _Results:
 
     @property
     def cost_usd(self) -> float | None:
-        """What the completions cost, those of unknown price left out; None if no price is known."""
+        """What answers and judging cost, without what has no known price; None if nothing has."""
         costs = [r.completion.cost_usd for r in self.results if r.completion is not None]
+        costs += [score.cost_usd for r in self.results for score in r.scores.values()]
         known = [cost for cost in costs if cost is not None]
         return sum(known) if known else None
 
