@@ -18,9 +18,9 @@ test: $(READY)  ## layers, lint, types, generated files, notebooks, tests
 	ruff format --check nbs tests setup.py
 	mypy
 	python tests/check_generated.py
-	nbdev_test --n_workers 2 --do_print --timing --skip_folder_re '^([_.]|benchmarks)' --skip_file_re '^([_.]|13_cluster)'
-	nbdev_test --n_workers 1 --do_print --timing --path nbs/00_base/13_cluster.ipynb  # a local Ray needs the machine to itself
-	python -m pytest -q
+	python tests/run_notebooks.py
+	python -m pytest -q -n 2 --dist loadfile -m 'not alone'
+	python -m pytest -q -m alone
 
 lab: $(READY)  ## JupyterLab, with Panel's scripts inlined so that apps display with no network
 	PANEL_INLINE=true jupyter lab nbs

@@ -24,6 +24,9 @@ def pytest_configure(config: pytest.Config) -> None:
         "needs(*things): a program on the PATH (chromium, redis-server), or 'datasets' for the "
         "folder named by LLMOPS_KIT_DATASETS; skipped without it, failed if LLMOPS_KIT_STRICT=1",
     )
+    config.addinivalue_line(
+        "markers", "alone: wants the machine for itself; `make test` runs it last"
+    )
 
 
 def _is_there(thing: str) -> bool:

@@ -167,6 +167,7 @@ def test_the_table_leaves_as_csv(page: Any) -> None:
     assert {row["setting"] for row in rows} == {"A", "B"} and int(rows[0]["tokens"]) > 0
 
 
+@pytest.mark.alone
 def test_sliders_answer_within_a_second_on_10_000_words(page: Any) -> None:
     text = "\n\n".join(document.text for document in handbook_documents())
     words = text.split(" ")
@@ -235,6 +236,7 @@ def test_the_curve_in_dark_mode_and_hostile_text(browser: Any, server: Server) -
     assert server.faults() == []
 
 
+@pytest.mark.alone
 def test_a_semantic_slider_answers_within_a_second_on_10_000_words(page: Any) -> None:
     text = "\n\n".join(document.text for document in handbook_documents())
     upload(page, 0, "long.md", " ".join(text.split(" ")[:9_600]))

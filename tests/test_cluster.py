@@ -24,6 +24,8 @@ from llmops_kit.rag.chunk import recursive_chunk
 from llmops_kit.rag.documents import handbook_documents
 from llmops_kit.rag.index import build_index
 
+pytestmark = pytest.mark.alone
+
 
 class Marked(Embedder):
     """Two numbers from a text's length; some texts have orders for the process that reads them."""

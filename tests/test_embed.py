@@ -169,6 +169,7 @@ def test_threads_share_one_embedder(minilm):
         assert (found[t] * expected[t]).sum(axis=1).min() > 0.999
 
 
+@pytest.mark.alone
 def test_others_run_while_it_computes(minilm):
     """The interpreter's lock is free during a batch, so an event loop beside it stays alive."""
     texts = ["a long text of many words " * 40] * 60

@@ -36,6 +36,12 @@ def _run(name: str, runs: Path, **given: object) -> subprocess.CompletedProcess[
             "no format 'x'. Take one of kit, llmbar, fastchat, alpaca_eval.",
         ),
         ("judge_audit", "run", "no/such/file", "there is no such file."),
+        ("eval_run", "k", "0", "k=0 will not do. Give a whole number of at least 1."),
+        ("eval_run", "suite", "no/such/file", "there is no such file."),
+        ("eval_run", "tags", "exakt", "no case has the tag exakt. Tags: "),
+        ("eval_run", "bars", "contains>0", "bars='contains>0' will not do. Write contains=0.5"),
+        ("eval_run", "bars", "speed=0.5", "no metric speed. Metrics: "),
+        ("eval_run", "model", "gpt", "'gpt' names no model."),
         ("ab_test", "rows", "no/such/file", "there is no such file."),
         ("ab_test", "effect", "0", "effect=0"),
         ("rag_tune", "max_tokens", "many", "max_tokens='many' will not do."),
@@ -94,3 +100,31 @@ def test_tuning_a_folder_of_ones_own(tmp_path: Path) -> None:
     trials = (tmp_path / "journal.jsonl").read_text().splitlines()
     tested = 1 if found["test"]["comparison"] is None else 2
     assert len(trials) == 8 + tested
+
+
+def test_a_suite_of_ones_own_and_the_gate(tmp_path: Path) -> None:
+    folder, suite, report = tmp_path / "docs", tmp_path / "cases.csv", tmp_path / "report"
+    folder.mkdir()
+    rows = ["input,expected"]
+    for n in range(14):
+        (folder / f"{n}.md").write_text(
+            f"# Page {n}\n\nThe code of page {n} is QX-{n}00. It is blue."
+        )
+        rows.append(f"What is the code of page {n}?,QX-{n}00")
+    suite.write_text("\n".join(rows) + "\n")
+    given = {"suite": suite, "corpus": folder, "tags": "", "k": 3, "limit": 0, "output": report}
+    done = _run("eval_run", tmp_path / "runs", bars="contains=0.5", **given)
+    assert done.returncode == 0, done.stderr[-2000:]
+    written = {path.name for path in report.iterdir()}
+    assert {"report.json", "results.jsonl", "journal.jsonl", "eval_run.csv"} <= written
+    head = json.loads((report / "report.json").read_text())
+    assert head["results"] == 14 and "k=3" in head["name"]
+    command = [*MAIN[:-1], "gate", str(report)]
+    codes = {
+        bar: subprocess.run([*command, bar], capture_output=True, check=False).returncode
+        for bar in ("contains=0.5", "token_f1=0.99", "contains=x")
+    }
+    assert codes == {"contains=0.5": 0, "token_f1=0.99": 1, "contains=x": 3}
+    again = _run("eval_run", tmp_path / "runs", bars="token_f1=0.99", **given)
+    assert again.returncode == 1
+    assert "the gate says fail." in again.stderr

@@ -14,6 +14,9 @@ from .correction import correct as correct
 from .correction import ppi_mean as ppi_mean
 from .correction import rogan_gladen as rogan_gladen
 from .correction import scores_of as scores_of
+from .eval_logs import read_deepeval as read_deepeval
+from .eval_logs import read_inspect as read_inspect
+from .eval_logs import read_promptfoo as read_promptfoo
 from .functional_tests import find_code as find_code
 from .functional_tests import functional as functional
 from .judge import DIMENSIONS as DIMENSIONS
@@ -41,6 +44,7 @@ from .metrics import exact_match as exact_match
 from .metrics import json_schema as json_schema
 from .metrics import matches as matches
 from .metrics import numeric as numeric
+from .metrics import only as only
 from .metrics import token_f1 as token_f1
 from .pairwise import AnswerPair as AnswerPair
 from .pairwise import InBothOrders as InBothOrders
@@ -56,6 +60,15 @@ from .pipeline import assert_passes as assert_passes
 from .position import Position as Position
 from .position import compare_position as compare_position
 from .position import measure_position as measure_position
+from .ranking import Game as Game
+from .ranking import Ranking as Ranking
+from .ranking import games_of as games_of
+from .ranking import rank_models as rank_models
+from .reference_judge import ReferenceGrade as ReferenceGrade
+from .reference_judge import ReferenceJudge as ReferenceJudge
+from .reference_judge import ReferenceMetric as ReferenceMetric
+from .reference_judge import grade_answer as grade_answer
+from .reference_judge import label_answers as label_answers
 from .reliability import Flicker as Flicker
 from .reliability import Reliability as Reliability
 from .reliability import measure_flicker as measure_flicker

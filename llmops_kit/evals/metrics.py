@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Judgement', 'Metric', 'normalize_text', 'exact_match', 'contains', 'matches', 'numeric', 'read_json', 'json_schema',
-           'token_f1', 'embedding_similarity']
+           'token_f1', 'embedding_similarity', 'only']
 
 # %% ../../nbs/10_evals/01_metrics.ipynb #9c5a0945
 import asyncio
@@ -312,3 +312,25 @@ def embedding_similarity(
 ) -> Metric:
     """Cosine of the answer's and the expected answer's vectors, negative ones as 0; in [0, 1]."""
     return _Similarity(threshold, embedder, name)
+
+# %% ../../nbs/10_evals/01_metrics.ipynb #0405784e
+class _Only(Metric):
+    """A metric for the cases with a tag."""
+
+    def __init__(self, metric: Metric, tag: str) -> None:
+        self.name, self.threshold, self.bounds = metric.name, metric.threshold, metric.bounds
+        self.metric, self.tag = metric, tag
+
+    async def ascore(self, case: TestCase, completion: Completion) -> Score:
+        if self.tag not in case.tags:
+            return self.give(None, f"the case has no tag {self.tag!r}")
+        return await self.metric.ascore(case, completion)
+
+    @property
+    def identity(self) -> str:
+        return f"{self.metric.identity} for {self.tag!r}"
+
+
+def only(metric: Metric, tag: str) -> Metric:
+    """The metric under its own name, for the cases that carry `tag`; others have no value."""
+    return _Only(metric, tag)
