@@ -36,7 +36,7 @@ def _import_ray(local: bool) -> Any:
     if local:  # read when Ray is imported
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    return require("ray", "ray", "to embed on a cluster")
+    return require("ray", "ray", "to work on a cluster")
 
 
 def _join(ray: Any, address: str | None) -> bool:
@@ -47,7 +47,7 @@ def _join(ray: Any, address: str | None) -> bool:
     step = "Check the address, and that the cluster runs the same versions of Ray and Python."
     if address is None:
         options |= {"include_dashboard": False, "object_store_memory": 2**28}
-        step = "Try again when the machine is less busy, or embed without Ray."
+        step = "Try again when the machine is less busy, or go on without Ray."
     for attempt in (1, 2, 3):
         try:
             ray.init(address or "local", **options)
@@ -76,7 +76,7 @@ class _Worker:
 
 # %% ../nbs/00_base/13_cluster.ipynb #6d28a72c
 @contextmanager
-def _plainly(ray: Any, lost: str) -> Iterator[None]:
+def _plainly(ray: Any, lost: str, where: str = "RayEmbedder") -> Iterator[None]:
     """What the kit raised on a worker as itself; a lost worker or a long silence as a sentence."""
     step = "Look at what ended them: memory, a machine that left, a package that is not there."
     try:
@@ -87,10 +87,10 @@ def _plainly(ray: Any, lost: str) -> Iterator[None]:
         raise
     except ray.exceptions.RayActorError as error:
         reason = str(error).strip().splitlines()[-1].strip()
-        raise LLMOpsError(f"{lost}: {reason}", "RayEmbedder", step) from error
+        raise LLMOpsError(f"{lost}: {reason}", where, step) from error
     except TimeoutError as error:
         what = f"nothing came back from any worker in {_PATIENCE} s."
-        raise LLMOpsError(what, "RayEmbedder", step) from error
+        raise LLMOpsError(what, where, step) from error
 
 # %% ../nbs/00_base/13_cluster.ipynb #b0b311c7
 def _start(ray: Any, embedder: Embedder, workers: int | None, need: Need) -> list[Any]:

@@ -15,7 +15,7 @@ from nbdev.test import test_nb
 
 ROOT = Path(__file__).parent.parent
 SKIPPED = {"benchmarks"}  # measured by `make bench`
-ALONE = {"13_cluster.ipynb"}  # a local Ray needs the machine to itself
+ALONE = {"04_eval_cluster.ipynb", "13_cluster.ipynb"}  # a local Ray needs the machine to itself
 
 
 def notebooks() -> list[Path]:

@@ -285,6 +285,23 @@ PAGES = (
         "which stage lost them.",
     ),
     PageInfo(
+        "evals",
+        "Eval reports",
+        "Compare two runs of a suite case by case: what got better, what broke, and whether the "
+        "difference is more than chance.",
+    ),
+    PageInfo(
+        "judges",
+        "Judge-bias lab",
+        "Put judges side by side: where they lean, how far they agree with people, and what few "
+        "labels add.",
+    ),
+    PageInfo(
+        "labelling",
+        "Labelling",
+        "Say blind which of two answers is better, by keys, and watch what your labels are worth.",
+    ),
+    PageInfo(
         "ask",
         "Ask the handbook",
         "Ask a question and get an answer that cites its sources, or an honest “I don't know.”",

@@ -1,6 +1,10 @@
 from .abtest import ABResult as ABResult
 from .abtest import ABTest as ABTest
 from .abtest import confidence_sequence as confidence_sequence
+from .calibrated_judge import CalibratedMetric as CalibratedMetric
+from .calibrated_judge import ScoredAnswers as ScoredAnswers
+from .calibrated_judge import calibrated as calibrated
+from .calibrated_judge import score_answers as score_answers
 from .cases import TestCase as TestCase
 from .cases import read_cases as read_cases
 from .cases import vague_criteria as vague_criteria
@@ -14,11 +18,16 @@ from .correction import correct as correct
 from .correction import ppi_mean as ppi_mean
 from .correction import rogan_gladen as rogan_gladen
 from .correction import scores_of as scores_of
+from .eval_cluster import RayEvalPipeline as RayEvalPipeline
 from .eval_logs import read_deepeval as read_deepeval
 from .eval_logs import read_inspect as read_inspect
 from .eval_logs import read_promptfoo as read_promptfoo
 from .functional_tests import find_code as find_code
 from .functional_tests import functional as functional
+from .injection import Screened as Screened
+from .injection import Screening as Screening
+from .injection import find_injection as find_injection
+from .injection import screen as screen
 from .judge import DIMENSIONS as DIMENSIONS
 from .judge import Grade as Grade
 from .judge import Grading as Grading
@@ -80,6 +89,9 @@ from .sandbox import Limits as Limits
 from .sandbox import SandboxRun as SandboxRun
 from .sandbox import arun_python as arun_python
 from .sandbox import run_python as run_python
+from .self_preference import SelfPreference as SelfPreference
+from .self_preference import author_matrix as author_matrix
+from .self_preference import measure_self_preference as measure_self_preference
 from .verbosity import LengthControlled as LengthControlled
 from .verbosity import Verbosity as Verbosity
 from .verbosity import length_controlled as length_controlled

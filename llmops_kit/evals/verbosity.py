@@ -14,7 +14,8 @@ import numpy as np
 
 from ..core import DataError, Record
 from .judge_runs import Verdict, one_run
-from ..stats import Estimate, mean, paired, resampled_weights, unpaired
+from .self_preference import error_gap
+from ..stats import Estimate, mean, paired, resampled_weights
 
 # %% ../../nbs/10_evals/06_verbosity.ipynb #de04fab1
 @dataclass(frozen=True)
@@ -66,11 +67,10 @@ def _lean(labelled: Sequence[Verdict]) -> tuple[Estimate | None, str]:
     if min(len(set(side)) for side in units) < 10:
         return None, "not enough data"
     errors = [[float(v.winner != v.gold) for v in side] for side in sides]
-    if max(map(max, errors)) == 0:
-        return None, "no lean shown"  # no error at all
-    found = unpaired(*errors, clusters=(units[0], units[1]))
-    words = {"win": "leans to the longer answer", "lose": "leans to the shorter answer"}
-    return found.difference, words.get(found.verdict, "no lean shown")
+    found = error_gap((errors[1], errors[0]), (units[1], units[0]))
+    if found.low <= 0 <= found.high:
+        return found, "no lean shown"
+    return found, f"leans to the {'longer' if found.value > 0 else 'shorter'} answer"
 
 # %% ../../nbs/10_evals/06_verbosity.ipynb #2ac5f487
 def measure_verbosity(verdicts: Iterable[Verdict]) -> Verbosity:

@@ -1,0 +1,30 @@
+"""The tutorial of the judge-bias lab in a real JupyterLab: it runs, and a click opens pairs."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from browser import chromium, shot, watched
+from test_jupyterlab import ROOT, faults, lab, run_all  # noqa: F401  (lab is a fixture)
+
+pytestmark = pytest.mark.needs("chromium")
+
+
+def test_the_tutorial_displays_the_lab(lab: str, tmp_path: Path) -> None:  # noqa: F811
+    shutil.copy(ROOT / "nbs" / "10_evals" / "tutorial_judges.ipynb", tmp_path / "work")
+    with chromium() as browser, watched(browser, height=1000) as (page, watch):
+        page.goto(f"{lab}/lab/tree/tutorial_judges.ipynb?reset")
+        run_all(page)
+        last = page.locator(".jp-RenderedText", has_text="from llmops_kit.apps import")
+        last.wait_for(timeout=240_000)
+        rows = page.locator(".words tr[data-source]")
+        rows.nth(5).wait_for(timeout=60_000)  # three judges, and each in both orders
+        page.wait_for_timeout(3_000)  # JupyterLab draws a large output twice
+        page.locator(".words").first.scroll_into_view_if_needed()
+        shot(page, "jupyterlab-judges")
+        assert "leans to the first place" in rows.first.inner_text()
+        rows.nth(1).locator("button").click()
+        page.locator(".group", has_text="simulated-long · dials: all pairs").wait_for()
+        page.get_by_role("slider").nth(1).press("ArrowLeft")
+        page.locator("code", has_text="first=2.75").wait_for(timeout=30_000)
+        assert faults(page, watch) == []
