@@ -12,11 +12,12 @@ from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
 from .bias_judges import run_label
-from .bias_lens import OUTCOMES, AuthorShare, Corrected, Findings, decided_by_people
+from .bias_lens import OUTCOMES, Corrected, Findings, decided_by_people
 from .bias_state import Key
 from .ranks import plot_text
 from .theme import DARK, LIGHT, styled, tint
 from ..evals.position import both_orders
+from ..evals.self_preference import SelfPreference
 from ..stats import Estimate, mean
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def author_figure(
     sizes: dict[str, int] = {}
     for _, found in known:
         for row in _authors(found):
-            sizes[row.author] = max(sizes.get(row.author, 0), row.judge.n)
+            sizes[row.author] = max(sizes.get(row.author, 0), row.share.n)
     authors = sorted(sorted(sizes, key=lambda a: (-sizes[a], a))[:AUTHORS])
     cells = []
     for i, found in known:
@@ -168,7 +169,7 @@ def author_figure(
     return _heat(letters, [plot_text(name, 16) for name in authors], cells, dark) if known else None
 
 
-def _authors(found: Findings) -> list[AuthorShare]:
+def _authors(found: Findings) -> list[SelfPreference]:
     return [] if isinstance(found.authors, str) else found.authors
 
 
@@ -179,13 +180,17 @@ def _author_cell(
         return 0.0, "–", "no pair", -1
     number = _number(places, "author", i, row.author)
     words = f"<b>{plot_text(run_label(found.run), 60)}</b><br>prefers {plot_text(row.author, 40)}: "
-    words += percent(row.judge)
+    words += percent(row.share)
     if row.excess is None:
-        return 0.0, f"{row.judge.value:.0%}", f"{words}<br>people were not asked", number
+        return 0.0, f"{row.share.value:.0%}", f"{words}<br>people were not asked", number
     e = row.excess
     span = f"{100 * e.low:+.0f} to {100 * e.high:+.0f}"
     text = f"<b>{100 * e.value:+.0f}</b><br><span style='font-size:10px'>{span}</span>"
     words += f"<br>people: {percent(row.people)}<br>judge minus people: {span} points"
+    words += f"<br>at equal quality: {plot_text(row.verdict, 60)}"
+    if row.lean is not None:
+        low, high = 100 * row.lean.low, 100 * row.lean.high
+        words += f", errors lean {100 * row.lean.value:+.0f} [{low:+.0f}, {high:+.0f}] points"
     return min(1.0, 2 * max(0.0, e.low, -e.high)), text, words, number
 
 # %% ../../nbs/90_apps/08_verdict_charts.ipynb #61ad338c

@@ -101,7 +101,8 @@ def findings_table(findings: Sequence[Findings]) -> "pd.DataFrame":
         }
         parts |= {"longer": length if isinstance(length, str) else length.longer}
         for row in [] if isinstance(found.authors, str) else found.authors:
-            parts[f"{row.author}: judge"], parts[f"{row.author}: excess"] = row.judge, row.excess
+            parts[f"{row.author}: judge"], parts[f"{row.author}: excess"] = row.share, row.excess
+            parts[f"{row.author}: lean"] = row.lean or row.reason
         for name, e in parts.items():
             told = {"note": e or "no labels"} if e is None or isinstance(e, str) else _row(e)
             rows.append({"judge": found.run[0], "strategy": found.run[1], "measure": name, **told})
