@@ -30,6 +30,10 @@ LEFT_WHILE_SENDING = re.compile(
     r"[^\n]*Task exception was never retrieved\nfuture: [^\n]*WebSocketClosedError[^\n]*\n"
     r"Traceback.*?\ntornado\.websocket\.WebSocketClosedError\n"
     r"|(?:[^\n]*\n)Traceback[^\n]*\n(?:  [^\n]*\n)*    assert self\.ws_connection is not None\n"
+    r"(?: +\^+\n)?AssertionError\n"
+    r"|[^\n]*(?:error handling message\n[^\n]*\n error: AssertionError\(\)\n"
+    r"|Uncaught exception GET [^\n]*/ws[^\n]*\nHTTPServerRequest[^\n]*\n)"
+    r"Traceback[^\n]*\n(?:  [^\n]*\n)*    assert self\._session is not None\n"
     r"(?: +\^+\n)?AssertionError\n",
     re.S,
 )
