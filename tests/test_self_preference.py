@@ -12,8 +12,8 @@ from llmops_kit.core import DataError
 from llmops_kit.evals.judge_runs import Verdict, pick_of
 from llmops_kit.evals.self_preference import (
     SelfPreference,
-    error_gap,
     author_matrix,
+    error_gap,
     measure_self_preference,
 )
 
