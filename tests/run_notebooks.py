@@ -32,13 +32,6 @@ def hold(cores: "multiprocessing.Queue[int]") -> None:
         os.sched_setaffinity(0, {cores.get()})
 
 
-def run(path: Path) -> tuple[Path, bool, float]:
-    """Execute the cells of one notebook; whether they passed, and the seconds that it took."""
-    flags = get_config().tst_flags.split()
-    passed, seconds = test_nb(path, skip_flags=flags, basepath=get_config().config_path)
-    return path, passed, seconds
-
-
 def main() -> int:
     """Run everything, tell the slowest, and name what failed."""
     affinity = getattr(os, "sched_getaffinity", None)
@@ -46,22 +39,31 @@ def main() -> int:
     free: multiprocessing.Queue[int] = multiprocessing.Queue()
     for core in cores:
         free.put(core)
+    config = get_config()
+    how = {"skip_flags": config.tst_flags.split(), "basepath": config.config_path}
     every = notebooks()
     together = [path for path in every if path.name not in ALONE]
-    results = []
+    taken: dict[Path, tuple[bool, float]] = {}
     with ProcessPoolExecutor(len(cores), initializer=hold, initargs=(free,)) as pool:
-        for done in as_completed([pool.submit(run, path) for path in together]):
-            results.append(done.result())
-            path, passed, seconds = results[-1]
-            print(f"{'ok  ' if passed else 'FAIL'} {path.relative_to(ROOT)} {seconds:.0f} s")
+        # A notebook takes the place of __main__, so only functions of modules can be sent.
+        jobs = {pool.submit(test_nb, path, **how): path for path in together}
+        for job in as_completed(jobs):
+            taken[jobs[job]] = told(jobs[job], *job.result())
     for path in sorted(set(every) - set(together)):
         with ProcessPoolExecutor(1) as pool:
-            results.append(pool.submit(run, path).result())
-    for path, _, seconds in sorted(results, key=lambda result: -result[2])[:8]:
-        print(f"{path.relative_to(ROOT)}: {seconds:.0f} s")
-    failed = [str(path.relative_to(ROOT)) for path, passed, _ in results if not passed]
-    print(f"{len(results) - len(failed)} of {len(results)} notebooks passed", *failed)
+            taken[path] = told(path, *pool.submit(test_nb, path, **how).result())
+    slow = sorted(taken, key=lambda path: -taken[path][1])[:8]
+    print("slowest:", *(f"{path.stem} {taken[path][1]:.0f} s" for path in slow))
+    failed = [str(path.relative_to(ROOT)) for path in every if not taken[path][0]]
+    print(f"{len(every) - len(failed)} of {len(every)} notebooks passed.", *failed)
     return bool(failed)
+
+
+def told(path: Path, passed: bool, seconds: float) -> tuple[bool, float]:
+    """What became of a notebook, on one line, at once."""
+    name = path.relative_to(ROOT)
+    print(f"{'ok  ' if passed else 'FAIL'} {name} {seconds:.0f} s", flush=True)
+    return passed, seconds
 
 
 if __name__ == "__main__":

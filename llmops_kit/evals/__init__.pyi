@@ -46,6 +46,13 @@ from .label_plan import LabelPlan as LabelPlan
 from .label_plan import labels_for_width as labels_for_width
 from .label_plan import next_to_label as next_to_label
 from .label_plan import stratified_mean as stratified_mean
+from .labels import LabelAgreement as LabelAgreement
+from .labels import LabelPoint as LabelPoint
+from .labels import LabelStore as LabelStore
+from .labels import PairLabel as PairLabel
+from .labels import judge_winners as judge_winners
+from .labels import label_agreement as label_agreement
+from .labels import label_curve as label_curve
 from .metrics import Metric as Metric
 from .metrics import contains as contains
 from .metrics import embedding_similarity as embedding_similarity

@@ -6,6 +6,7 @@
 __all__ = ['SLICE', 'RayEvalPipeline']
 
 # %% ../../nbs/10_evals/04_eval_cluster.ipynb #6b9d92ee
+import asyncio
 import os
 import pickle
 from collections.abc import Sequence
@@ -71,27 +72,15 @@ class RayEvalPipeline(EvalPipeline):
         progress: bool = True,
         **params: Any,
     ) -> EvalReport:
-        """As `run`, which is what to call: Ray has its own threads."""
-        import asyncio
-
-        return await asyncio.to_thread(self.run, llm, journal, name, progress, **params)
-
-    def run(
-        self,
-        llm: LLM | Answerer,
-        journal: str | os.PathLike[str] | None = None,
-        name: str | None = None,
-        progress: bool = True,
-        **params: Any,
-    ) -> EvalReport:
-        """The report of all cases, as `EvalPipeline.run`; kept are whole slices of 32 cases."""
+        """The report of all cases, as in `EvalPipeline`; kept are whole slices of 32 cases."""
         identity, path = _identity(llm, name, journal), Path(journal) if journal else None
         known: dict[str, list[CaseResult]] = {}
         with hold_journal(path):
             if path and path.exists():
                 rows = read_jsonl(path, _Slice, [])  # a line that was cut off is asked again
                 known = {row.key: row.results for row in rows}
-            results = _spread(self, llm, identity, params, known, path, progress)
+            job = (self, llm, identity, params, known, path, progress)
+            results = await asyncio.to_thread(_spread, *job)  # Ray blocks
         infos = [MetricInfo.of(metric) for metric in self.metrics]
         return EvalReport(identity, infos, results)
 
