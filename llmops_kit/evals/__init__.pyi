@@ -99,6 +99,9 @@ from .sandbox import run_python as run_python
 from .self_preference import SelfPreference as SelfPreference
 from .self_preference import author_matrix as author_matrix
 from .self_preference import measure_self_preference as measure_self_preference
+from .traffic import Exchange as Exchange
+from .traffic import TrafficSample as TrafficSample
+from .traffic import sample_traffic as sample_traffic
 from .verbosity import LengthControlled as LengthControlled
 from .verbosity import Verbosity as Verbosity
 from .verbosity import length_controlled as length_controlled
