@@ -19,6 +19,8 @@ from openai_server import OpenAIServer, Reply
 from llmops_kit.core import DataError, Message, ProviderError, Usage
 from llmops_kit.endpoint import OpenAILLM
 
+pytestmark = pytest.mark.alone
+
 KEY = "sk-secret-0123456789abcdef"
 SOON = {"retry-after-ms": "1"}
 
