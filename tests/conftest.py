@@ -29,6 +29,14 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What drives a browser waits for pictures and clicks in time: it runs alone."""
+    for item in items:
+        if any("chromium" in marker.args for marker in item.iter_markers("needs")):
+            item.add_marker("alone")
+
+
 def _is_there(thing: str) -> bool:
     if thing == "datasets":
         return bool(os.environ.get("LLMOPS_KIT_DATASETS"))

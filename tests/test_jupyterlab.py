@@ -12,7 +12,7 @@ import pytest
 from browser import Watch, chromium, free_port, process, shot, wait_for, watched
 from playwright.sync_api import TimeoutError
 
-pytestmark = [pytest.mark.needs("chromium"), pytest.mark.alone]
+pytestmark = pytest.mark.needs("chromium")
 ROOT = Path(__file__).parent.parent
 SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},  # cells out of sight stay in the page

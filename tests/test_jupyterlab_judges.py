@@ -7,7 +7,7 @@ import pytest
 from browser import chromium, shot, watched
 from test_jupyterlab import ROOT, faults, lab, run_all  # noqa: F401  (lab is a fixture)
 
-pytestmark = [pytest.mark.needs("chromium"), pytest.mark.alone]
+pytestmark = pytest.mark.needs("chromium")
 
 
 def test_the_tutorial_displays_the_lab(lab: str, tmp_path: Path) -> None:  # noqa: F811
