@@ -18,6 +18,7 @@ from ..core import DataError
 from ..evals.correction import Correction, correct
 from ..evals.judge_runs import Verdict
 from ..evals.position import Outcome, Position, both_orders, measure_position
+from ..evals.reliability import _kappa
 from ..evals.self_preference import SelfPreference, author_matrix
 from ..evals.verbosity import LengthBin, Verbosity, length_curve, measure_verbosity
 from ..stats import Estimate, mean, resampled_weights
@@ -52,9 +53,11 @@ def kappa_with_people(verdicts: Iterable[Verdict], level: float = 0.95, seed: in
         what = f"not enough data: {len(set(units))} pairs with people's preference."
         raise DataError(what, "kappa", "Label at least 10 pairs.")
     names = ["a", "b", "tie"]
-    cells = np.array([3 * names.index(str(v.winner)) + names.index(str(v.gold)) for v in some])
-    value = _kappa(cells, np.ones(len(some)))
-    drawn = np.array([_kappa(cells, weights) for weights in resampled_weights(units, seed)])
+    judge = np.array([names.index(str(v.winner)) for v in some])
+    people = np.array([names.index(str(v.gold)) for v in some])
+    value = _kappa(judge, people, np.ones(len(some)), len(names))
+    draws = resampled_weights(units, seed)
+    drawn = np.array([_kappa(judge, people, weights, len(names)) for weights in draws])
     drawn = drawn[np.isfinite(drawn)]
     if not np.isfinite(value) or not len(drawn):
         raise DataError("judge and people use one label only: kappa is undefined.", "kappa")
@@ -64,12 +67,6 @@ def kappa_with_people(verdicts: Iterable[Verdict], level: float = 0.95, seed: in
         raise DataError(what, "kappa", "Label more pairs.")
     limits = min(float(low), value), max(float(high), value)
     return Estimate(value, *limits, len(some), level, "bootstrap over clusters")
-
-
-def _kappa(cells: np.ndarray, weights: np.ndarray) -> float:
-    table = np.bincount(cells, weights, minlength=9).reshape(3, 3) / weights.sum()
-    chance = float(table.sum(axis=0) @ table.sum(axis=1))
-    return (float(np.trace(table)) - chance) / (1 - chance) if chance < 1 - 1e-12 else np.nan
 
 # %% ../../nbs/90_apps/08_bias_lens.ipynb #d78b6130
 def accuracy_of(verdicts: Iterable[Verdict]) -> Estimate:

@@ -24,15 +24,13 @@ from llmops_kit.apps.bias_judges import (
     REFERENCE,
     SIMULATED,
     Dials,
-    Runs,
     run_label,
-    split_runs,
 )
 from .bias_lens import ANSWER_A, Findings, bin_ids, outcome_ids, pair_ids
 from .shell import App
 from ..core import DataError, data_path, read_jsonl
 from ..datasets import load
-from ..evals.judge_runs import Verdict, read_llmbar, read_run
+from ..evals.judge_runs import Runs, Verdict, read_llmbar, read_run, split_runs
 from ..evals.pairwise import AnswerPair
 
 # %% ../../nbs/90_apps/08_bias_state.ipynb #9dac58f2

@@ -18,11 +18,9 @@ from llmops_kit.apps.bias_judges import (
     REFERENCE,
     SIMULATED,
     Dials,
-    Runs,
     mitigated,
     reference_judge,
     run_label,
-    split_runs,
 )
 from .bias_lens import Findings, corrected, measure_run, told
 from llmops_kit.apps.bias_state import (
@@ -39,7 +37,7 @@ from llmops_kit.apps.bias_state import (
 )
 from .shell import Tell
 from ..core import DataError
-from ..evals.judge_runs import Verdict
+from ..evals.judge_runs import Runs, Verdict, split_runs
 from llmops_kit.evals.pairwise import (
     AnswerPair,
     LLMPairwiseJudge,

@@ -18,6 +18,7 @@ from typing import Any
 
 import param
 
+from .bias_files import pairs_of
 from .shell import App
 from ..core import DataError, data_path, read_jsonl, runs_path
 from ..evals.judge_runs import Verdict, Winner, read_run
@@ -130,12 +131,8 @@ def _undo(state: LabelState) -> None:
 # %% ../../nbs/90_apps/08_label_state.ipynb #a12de999
 def _pairs_in(verdicts: Sequence[Verdict]) -> list[AnswerPair]:
     """The pairs that the verdicts are about, those without texts left out."""
-    found: dict[str, AnswerPair] = {}
-    for v in verdicts:
-        if v.answer_a.strip() and v.answer_b.strip():
-            texts = (v.pair_id, v.question, v.answer_a, v.answer_b, None, v.gold)
-            found[v.pair_id] = AnswerPair(*texts, v.author_a, v.author_b, v.cluster, v.group)
-    return list(found.values())
+    told = (v for v in verdicts if v.answer_a.strip() and v.answer_b.strip())
+    return list(pairs_of(told).values())
 
 
 def _one_file(name: str, raw: bytes) -> tuple[list[AnswerPair], list[Verdict]]:

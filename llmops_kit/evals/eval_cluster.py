@@ -21,7 +21,7 @@ from ..core import DataError, LLMOpsError, Record, append_jsonl, read_jsonl
 from .cases import TestCase, content_hash
 from .journal import hold_journal, plain, row_key
 from .pipeline import Answerer, EvalPipeline, _identity
-from .report import CaseResult, EvalReport, MetricInfo
+from .report import CaseResult, EvalReport, MetricInfo, _why
 from ..llm import LLM
 
 # %% ../../nbs/10_evals/04_eval_cluster.ipynb #b4ba2844
@@ -43,7 +43,7 @@ def _keys(pipeline: EvalPipeline, identity: str, params: dict[str, Any]) -> list
     for start in range(0, len(pipeline.cases), SLICE):
         part = slice(start, start + SLICE)
         asked = [[case.id, content_hash(case)] for case in pipeline.cases[part]]
-        found.append((row_key(identity, asked, metrics, pipeline.repeats, plain(params)), part))
+        found.append((row_key(identity, asked, metrics, pipeline.repeats, params), part))
     return found
 
 
@@ -87,7 +87,8 @@ class RayEvalPipeline(EvalPipeline):
 # %% ../../nbs/10_evals/04_eval_cluster.ipynb #610fb1c9
 def _failed(result: CaseResult) -> bool:
     """Whether a case or one of its scores failed, so that a later run should try it again."""
-    return bool(result.error) or any(s.reason.startswith("failed") for s in result.scores.values())
+    unscored = (score for score in result.scores.values() if score.value is None)
+    return bool(result.error) or any(_why(score) == "failed" for score in unscored)
 
 
 def _spread(

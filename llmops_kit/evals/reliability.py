@@ -94,7 +94,8 @@ def _kappa(a: np.ndarray, b: np.ndarray, weights: np.ndarray, labels: int) -> fl
     np.add.at(table, (a, b), weights)
     table /= table.sum()
     chance = float(table.sum(axis=0) @ table.sum(axis=1))
-    return (float(np.trace(table)) - chance) / (1 - chance) if chance < 1 else float("nan")
+    known = chance < 1 - 1e-12  # weights leave a last digit
+    return (float(np.trace(table)) - chance) / (1 - chance) if known else float("nan")
 
 
 def _kappas(codes: np.ndarray, weights: np.ndarray, labels: int) -> tuple[float, float]:

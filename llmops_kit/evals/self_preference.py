@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core import DataError, Record
-from .judge_runs import Verdict, one_run
+from .judge_runs import Verdict, one_run, split_runs
 from .report import _cell
 from ..stats import Estimate, mean, paired
 
@@ -148,9 +148,7 @@ def author_matrix(verdicts: Iterable[Verdict]) -> list[SelfPreference]:
 
     Runs in the order given, authors by name. DataError for a run without two named authors.
     """
-    runs: dict[tuple[str, str], list[Verdict]] = {}
-    for verdict in verdicts:
-        runs.setdefault(verdict.run, []).append(verdict)
+    runs = split_runs(verdicts)
     if not runs:
         raise DataError("no verdicts.", "author_matrix", "Give those of at least one run.")
     rows = []

@@ -8,7 +8,7 @@ __all__ = ['Exchange', 'TrafficSample', 'sample_traffic']
 # %% ../../nbs/10_evals/04_traffic.ipynb #a6a2871d
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ..core import Completion, DataError, Record
 from .cases import TestCase
