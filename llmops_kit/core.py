@@ -260,7 +260,10 @@ class Score(Record):
 
 @dataclass
 class Finding(Record):
-    """What a guard saw at [start, end) of the checked text; score in [0, 1], action as declared."""
+    """What a guard saw at [start, end) of the checked text; score in [0, 1], action as declared.
+
+    `policy` is the hash of the policy that declared the action, empty where there is none.
+    """
 
     guard: str
     kind: str
@@ -269,6 +272,7 @@ class Finding(Record):
     score: float
     action: str
     reason: str = ""
+    policy: str = ""
 
 # %% ../nbs/00_base/00_core.ipynb #68ec13f8
 _PACKAGE = Path(__file__).parent if "__file__" in globals() else Path.cwd()
