@@ -113,7 +113,8 @@ def test_a_fork_bomb(code: str) -> None:
     before = len(list(Path("/proc").glob("[0-9]*")))
     run = attack(f"import os\nwhile True: {code}")
     assert not run.ok
-    assert run.reason.startswith(("stopped", "exit code 1: BlockingIOError")), run
+    # Its children write their tracebacks into one another: the last line may be any of them.
+    assert run.reason.startswith(("stopped", "exit code 1")), run
     assert len(list(Path("/proc").glob("[0-9]*"))) < before + 30
 
 
