@@ -6,9 +6,7 @@
 __all__ = ['TestCase', 'content_hash', 'vague_criteria', 'read_cases']
 
 # %% ../../nbs/10_evals/00_cases.ipynb #45511b18
-import csv
 import hashlib
-import io
 import json
 import math
 import os
@@ -18,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core import DataError, Message, Record, numbered_jsonl
+from ..core import DataError, Message, Record
+from ..rows import TABLES, iter_rows, refuse
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -150,33 +149,12 @@ def _from_table(row: Mapping[Any, Any]) -> dict[str, Any]:
     return fields
 
 # %% ../../nbs/10_evals/00_cases.ipynb #8219cf3b
-def _csv_rows(path: Path, faults: list[DataError]) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{error.strerror}.", str(path), "Check the path.") from None
-    except UnicodeDecodeError as error:
-        step = "Save it as CSV UTF-8."
-        raise DataError(f"not UTF-8 at byte {error.start}.", str(path), step) from None
-    head = text.partition("\n")[0]
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count))
-    for fields in reader:
-        where = f"{path.name}, line {reader.line_num}"
-        if None in fields:
-            faults.append(DataError("more cells than columns.", where, "Quote cells with commas."))
-        elif any(value for value in fields.values()):
-            yield where, _from_table(fields)
-
-
 def _rows(source: Any, faults: list[DataError]) -> Iterator[tuple[str, Any]]:
     """Rows with their places, from a path, a DataFrame or an iterable."""
     if isinstance(source, (str, os.PathLike)):
-        path = Path(source)
-        if path.suffix.lower() in (".csv", ".tsv"):
-            yield from _csv_rows(path, faults)
-            return
-        rows = numbered_jsonl(path, None, faults)
-        yield from ((f"{path.name}, line {number}", row) for number, row in rows)
+        table = Path(source).suffix.lower() in TABLES
+        for where, row in iter_rows(source, faults):
+            yield where, _from_table(row) if table else row
     elif hasattr(source, "iterrows"):  # a DataFrame, without importing pandas
         filled = source.astype(object).where(source.notna(), None)
         for place, row in zip(source.index, filled.to_dict("records"), strict=True):
@@ -228,17 +206,8 @@ def read_cases(
         except DataError as error:
             faults.append(error)
     place = os.fspath(source) if isinstance(source, (str, os.PathLike)) else "cases"
-    if bad is None and faults:
-        _refuse(faults, len(cases) + len(faults), place)
+    if bad is None:
+        refuse(faults, len(cases) + len(faults), place)
     if not cases and len(faults) == before:
         raise DataError("no case in it.", place, "Give at least one row.")
     return list(cases.values())
-
-
-def _refuse(faults: list[DataError], total: int, where: str) -> None:
-    shown = "\n".join(f"  {fault}" for fault in faults)
-    raise DataError(
-        f"{len(faults)} of {total} rows cannot be used:\n{shown}\n",
-        where,
-        "Mend them, or pass a list as `bad` to go on with the others.",
-    )
