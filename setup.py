@@ -16,8 +16,11 @@ EXTRAS = {
     "providers": ["accelerate"],
     "ray": ["ray"],
     "redis": ["redis"],
+    "postgres": ["psycopg[binary]"],
+    "presidio": ["presidio-analyzer", "spacy"],
     "bench": [
         *("onnx", "onnxruntime", "onnxscript"),
+        *("presidio-analyzer", "spacy"),
         *("chonkie", "langchain-experimental", "langchain-text-splitters"),
     ],
     "dev": settings["dev_requirements"].split(),
@@ -30,6 +33,7 @@ SHARED = {
     "data/claims": "data/claims",
     "data/evals": "data/evals",
     "data/expansions": "data/expansions",
+    "data/guardrails": "data/guardrails",
     "data/handbook": "data/handbook",
     "data/text": "data/text",
 }

@@ -21,6 +21,8 @@ def test_every_name_of_a_facade_loads(stub: Path) -> None:
     assert sorted(facade.__all__) == sorted(names)
     for name in names:
         assert getattr(facade, name) is not None
+        # A module of that name would take the attribute's place once it is imported.
+        assert not (stub.parent / f"{name}.py").exists()
 
 
 def test_importing_the_package_is_light() -> None:

@@ -48,6 +48,8 @@ def _imports(sources: list[str]) -> set[str]:
                     "llmops_kit",
                     "llmops_kit.evals",
                     "llmops_kit.rag",
+                    "llmops_kit.guardrails",
+                    "llmops_kit.feedback",
                     "llmops_kit.apps",
                 }:
                     names = [f"{node.module}.{alias.name}" for alias in node.names]

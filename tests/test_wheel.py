@@ -26,6 +26,7 @@ SOURCES = [
     "data/claims",
     "data/evals",
     "data/expansions",
+    "data/guardrails",
     "data/handbook",
     "data/text",
 ]

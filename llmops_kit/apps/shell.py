@@ -302,6 +302,12 @@ PAGES = (
         "Say blind which of two answers is better, by keys, and watch what your labels are worth.",
     ),
     PageInfo(
+        "guardrails",
+        "Guardrails",
+        "Paste a text, see what each guard finds, set thresholds from labelled data, try a whole "
+        "chain, and take the policy with you.",
+    ),
+    PageInfo(
         "ask",
         "Ask the handbook",
         "Ask a question and get an answer that cites its sources, or an honest “I don't know.”",

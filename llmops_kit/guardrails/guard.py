@@ -58,6 +58,7 @@ class Guard(ABC):
     `action` is one of ACTIONS, or a mapping from kind to action with "*" for the others.
     `budget_ms` is the time it is given; `fails` says what a crash or a late answer means: "open"
     lets the text pass, "closed" stops it. `cost` orders guards: 0 rules, 1 an embedding, 2 a model.
+    `whole` says that a part of an answer tells it nothing, so that a stream is checked at its end.
     """
 
     name: str = "guard"
@@ -65,6 +66,7 @@ class Guard(ABC):
     budget_ms: float = 1000.0
     fails: str = "open"
     cost: int = 0
+    whole: bool = False
 
     def __init__(
         self,

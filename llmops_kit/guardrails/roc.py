@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..core import DataError, Record
-from ..stats import Estimate, mean, resampled_weights
+from ..stats import Estimate, mean, proportion, resampled_weights
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -70,6 +70,10 @@ def auc(
         weights[ones], weights[zeros] = of_ones, of_zeros
         drawn.append(_weighted_auc(s, y, weights))
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    if low == high and value in (0.0, 1.0):  # all in order: resampling knows no other order
+        edge = proportion(0, min(counts), level).high
+        low, high = (1 - edge, 1.0) if value else (0.0, edge)
+        method += ", no spread: Wilson on the fewer"
     return Estimate(value, min(float(low), value), max(float(high), value), len(s), level, method)
 
 # %% ../../nbs/50_guardrails/01_roc.ipynb #e33f7f19
