@@ -61,10 +61,11 @@ def _sample(row: Mapping[str, Any], where: str, source: str) -> GuardSample:
     label = BENIGN if label.lower() in _HARMLESS else {"1": "harmful"}.get(label, label)
     given = [str(row.get(name) or "") for name in ("id", "family", "category", "source")]
     id_, family, category, own = given
+    id_ = id_ or where
     if label == BENIGN or not family:  # harmless texts have no tricks; they share templates
         family = str(row.get("template") or family)
     category = category or str(row.get("kind") or label)
-    return GuardSample(id_ or where, text, label, family or id_, category, own or source, role)
+    return GuardSample(id_, text, label, family or id_, category, own or source, role)
 
 
 def read_samples(

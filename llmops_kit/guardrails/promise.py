@@ -195,7 +195,8 @@ def promise_chain(
     order = np.random.default_rng(seed).permutation(kept)
     usual, other = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
     if not len(usual):
-        raise DataError("1 text cannot be halved.", "scores", "Give at least two.")
+        reason = "1 text cannot be halved."
+        return ChainPromise(Promise("chain", None, rate, confidence, len(kept), 0, 1.0, reason))
     scales = {name: fit_scale(column[usual], name) for name, column in columns.items()}
     places = np.max([scales[name].place(columns[name][other]) for name in columns], axis=0)
     kept_promise = promise_threshold(places, rate, confidence, "chain")
