@@ -82,7 +82,7 @@ def test_dark_mode_goes_along(browser: Any, server: Server) -> None:
         assert watch.faults() == []
 
 
-def test_effect_is_measured_without_a_click(page: Any) -> None:
+def test_effect_is_measured_without_a_click_and_the_table_leaves_as_csv(page: Any) -> None:
     page.locator(".word").first.wait_for(timeout=90_000)
     words = page.locator(".word").all_text_contents()
     assert len(words) == 3 and set(words) <= {"win", "lose", "tie", "not enough data"}
@@ -92,6 +92,11 @@ def test_effect_is_measured_without_a_click(page: Any) -> None:
     shot(page, "chunking")
     width = page.evaluate("document.scrollingElement.scrollWidth")
     assert width <= 1280  # nothing hangs over the edge
+    with page.expect_download() as download:
+        page.get_by_text("Export CSV").first.click()
+    rows = list(csv.DictReader(Path(download.value.path()).read_text().splitlines()))
+    assert download.value.suggested_filename == "chunks.csv"
+    assert {row["setting"] for row in rows} == {"A", "B"} and int(rows[0]["tokens"]) > 0
 
 
 def test_a_slider_cuts_anew(page: Any) -> None:
@@ -127,25 +132,27 @@ def test_an_uploaded_document_is_text(page: Any) -> None:
     page.locator(".word", has_text="not enough data").first.wait_for(timeout=60_000)
 
 
-@pytest.mark.parametrize(
-    ("name", "raw", "says"),
-    [
-        ("team.pdf", b"%PDF-1.7 and then nothing", "team.pdf"),
-        ("photo.md", b"\x89PNG\r\n\x1a\n" + bytes(200), "picture"),
-        ("empty.txt", b"  \n", "empty.txt"),
-        ("program.exe", b"MZ\x90\x00" + bytes(64), "program.exe"),
-    ],
-)
-def test_a_wrong_file_gives_a_sentence(page: Any, name: str, raw: bytes, says: str) -> None:
-    upload(page, 0, name, raw)
-    box = page.get_by_role("alert").filter(has_text=says)
-    box.wait_for()
-    text = box.inner_text()
-    assert "Traceback" not in text and text.rstrip().endswith(".")
-    assert "invoices-and-payment" in page.locator("h2 + p").first.inner_text()  # still shown
-    upload(page, 0, "good.md", "# Good\n\nOne sentence.")
-    page.get_by_text("good.md · ").wait_for()
-    box.wait_for(state="detached")
+def test_a_wrong_file_gives_a_sentence(page: Any) -> None:
+    """One after the other on one page: a wrong file changes nothing, a good one clears its box."""
+    shown = "invoices-and-payment"
+    for number, (name, raw, says) in enumerate(
+        [
+            ("team.pdf", b"%PDF-1.7 and then nothing", "team.pdf"),
+            ("photo.md", b"\x89PNG\r\n\x1a\n" + bytes(200), "picture"),
+            ("empty.txt", b"  \n", "empty.txt"),
+            ("program.exe", b"MZ\x90\x00" + bytes(64), "program.exe"),
+        ]
+    ):
+        upload(page, 0, name, raw)
+        box = page.get_by_role("alert").filter(has_text=says)
+        box.wait_for()
+        text = box.inner_text()
+        assert "Traceback" not in text and text.rstrip().endswith("."), name
+        assert shown in page.locator("h2 + p").first.inner_text(), name  # still shown
+        shown = f"good-{number}.md"
+        upload(page, 0, shown, "# Good\n\nOne sentence.")
+        page.get_by_text(f"{shown} · ").wait_for()
+        box.wait_for(state="detached")
 
 
 def test_wrong_questions_give_a_sentence(page: Any) -> None:
@@ -157,14 +164,6 @@ def test_wrong_questions_give_a_sentence(page: Any) -> None:
     )
     text = page.get_by_role("alert").inner_text()
     assert "wrong.jsonl" in text and "nowhere.md" in text and "/tmp" not in text
-
-
-def test_the_table_leaves_as_csv(page: Any) -> None:
-    with page.expect_download() as download:
-        page.get_by_text("Export CSV").first.click()
-    rows = list(csv.DictReader(Path(download.value.path()).read_text().splitlines()))
-    assert download.value.suggested_filename == "chunks.csv"
-    assert {row["setting"] for row in rows} == {"A", "B"} and int(rows[0]["tokens"]) > 0
 
 
 @pytest.mark.alone

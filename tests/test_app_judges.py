@@ -74,7 +74,7 @@ def give(page: Any, name: str, raw: bytes) -> None:
 
 
 @pytest.mark.needs("chromium")
-def test_it_starts_with_the_sample_and_says_what_leans(page: Any) -> None:
+def test_it_starts_with_the_sample_and_a_click_shows_the_pair(page: Any) -> None:
     first, second = judges(page).all_inner_texts()
     assert "simulated-first" in first and "leans to the first place" in first
     assert "simulated-long" in second and "leans to the longer answer" in second
@@ -84,11 +84,6 @@ def test_it_starts_with_the_sample_and_says_what_leans(page: Any) -> None:
     page.set_viewport_size({"width": 1280, "height": 2300})
     page.wait_for_timeout(600)
     shot(page, "judges")
-
-
-@pytest.mark.needs("chromium")
-def test_a_click_shows_the_pair_with_both_verdicts(page: Any) -> None:
-    page.set_viewport_size({"width": 1280, "height": 2300})
     page.locator(".group", has_text="not as people").wait_for()
     page.locator(".js-plotly-plot .scatterlayer .point").nth(1).click(force=True)
     page.locator(".group", has_text="simulated-long · dials: all pairs (60 pairs)").wait_for()
@@ -140,14 +135,13 @@ def test_an_uploaded_run_is_text_and_bad_rows_are_named(page: Any) -> None:
 
 
 @pytest.mark.needs("chromium")
-@pytest.mark.parametrize(
-    ("name", "raw"), [("photo.png", b"\x89PNG\r\n"), ("empty.jsonl", b""), ("x.csv", b"a,b\n1,2\n")]
-)
-def test_a_wrong_file_gives_a_sentence(page: Any, name: str, raw: bytes) -> None:
-    give(page, name, raw or b"\n")
-    text = page.get_by_role("alert").filter(has_text=name).inner_text()
-    assert "Traceback" not in text and "/tmp" not in text and text.rstrip().endswith(".")
-    assert judges(page).count() == 2  # still shown
+def test_a_wrong_file_gives_a_sentence(page: Any) -> None:
+    wrong = {"photo.png": b"\x89PNG\r\n", "empty.jsonl": b"\n", "x.csv": b"a,b\n1,2\n"}
+    for name, raw in wrong.items():
+        give(page, name, raw)
+        text = page.get_by_role("alert").filter(has_text=name).inner_text()
+        assert "Traceback" not in text and "/tmp" not in text and text.rstrip().endswith("."), name
+        assert judges(page).count() == 2, name  # still shown
 
 
 @pytest.mark.needs("chromium")

@@ -195,21 +195,16 @@ def test_own_documents_and_questions_are_text(page: Any) -> None:
 
 
 @pytest.mark.needs("chromium")
-@pytest.mark.parametrize(
-    ("nth", "name", "raw", "says"),
-    [
+def test_a_wrong_file_gives_a_sentence(page: Any) -> None:
+    for nth, name, raw, says in (
         (0, "team.pdf", b"%PDF-1.7 and then nothing", "team.pdf"),
         (0, "empty.txt", b"  \n", "empty.txt"),
         (1, "own.jsonl", FILE, "Add the documents first"),
-    ],
-)
-def test_a_wrong_file_gives_a_sentence(
-    page: Any, nth: int, name: str, raw: bytes, says: str
-) -> None:
-    give(page, nth, (name, raw))
-    text = page.get_by_role("alert").filter(has_text=says).inner_text()
-    assert "Traceback" not in text and text.rstrip().endswith(".")
-    assert "Troubleshooting" in row(page).inner_text()  # still shown
+    ):
+        give(page, nth, (name, raw))
+        text = page.get_by_role("alert").filter(has_text=says).inner_text()
+        assert "Traceback" not in text and text.rstrip().endswith("."), name
+        assert "Troubleshooting" in row(page).inner_text(), name  # still shown
 
 
 @pytest.mark.needs("chromium")

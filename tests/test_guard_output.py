@@ -227,7 +227,7 @@ def test_a_leak_needs_something_to_leak():
         | st.booleans()
         | st.integers()
         | st.text(max_size=6)
-        | st.floats(allow_nan=False),
+        | st.floats(allow_nan=False, allow_infinity=False),
         lambda inner: (
             st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4)
         ),
