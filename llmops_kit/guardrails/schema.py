@@ -100,7 +100,7 @@ Path = tuple[str | int, ...]
 def value_spans(text: str, start: int, end: int) -> Iterator[tuple[Path, int, int]]:
     """(path, start, end) of every value of the JSON at [start, end), and of every key.
 
-    A key's path ends in its name and then "#key".
+    A key's path ends in its name and then -1, which no list has.
     """
     path, opened, key = list[str | int](), list[tuple[str, int]](), False
     for match in _TOKEN.finditer(text, start, end):
@@ -120,7 +120,7 @@ def value_spans(text: str, start: int, end: int) -> Iterator[tuple[Path, int, in
             key = False
         elif key:
             path[-1] = json.loads(token)
-            yield (*path, "#key"), *match.span()
+            yield (*path, -1), *match.span()
         else:
             yield tuple(path), *match.span()
 
@@ -225,7 +225,7 @@ def _faults(error: Any) -> Iterator[tuple[Path, str]]:
         patterns = "|".join(error.schema.get("patternProperties", {}))
         for key in error.instance:
             if key not in known and not (patterns and re.search(patterns, key)):
-                yield (*path, key, "#key"), f"{error.json_path} has no {key!r}"
+                yield (*path, key, -1), f"{error.json_path} has no {key!r}"
     elif error.validator in ("anyOf", "oneOf") and error.context:
         from jsonschema.exceptions import best_match
 
