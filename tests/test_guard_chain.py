@@ -442,7 +442,9 @@ def test_output_guards_see_question_sources_and_system() -> None:
 def test_many_calls_at_once_keep_their_values_apart() -> None:
     entry = InputGuardrails([Pattern(r"\d+", action="redact", name="numbers")])
     model = ScriptedLLM(lambda messages: Reply(messages[-1].content, delay_s=0.01))
-    guarded_model = GuardedLLM(model, entry, BAD)
+    # Not BAD: a placeholder's mark is hexadecimal, and one in fifty holds a "bad" of its own.
+    output = OutputGuardrails([Pattern("wrong", action="retry", name="wrong")])
+    guarded_model = GuardedLLM(model, entry, output)
 
     async def many() -> list[Completion]:
         calls = (guarded_model.agenerate(f"number {n} please") for n in range(60))

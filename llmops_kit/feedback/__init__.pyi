@@ -1,0 +1,11 @@
+from .collector import FeedbackCollector as FeedbackCollector
+from .feedback_store import FeedbackStore as FeedbackStore
+from .fields import hash_user as hash_user
+from .fields import new_id as new_id
+from .fields import utc_now as utc_now
+from .interactions import Feedback as Feedback
+from .interactions import Interaction as Interaction
+from .interactions import word_diff as word_diff
+from .logged_llm import logged as logged
+from .logged_llm import request_context as request_context
+from .widget import FeedbackWidget as FeedbackWidget

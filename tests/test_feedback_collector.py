@@ -1,0 +1,404 @@
+"""What the collector's chapter cannot show: kill -9, stores that fail in every way, full disks."""
+
+import asyncio
+import json
+import os
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llmops_kit.feedback.logged_llm import logged, read_meta, request_context
+
+from llmops_kit.core import Completion, DataError, ProviderError, StoreError
+from llmops_kit.feedback.background import Background
+from llmops_kit.feedback.collector import FeedbackCollector
+from llmops_kit.feedback.feedback_store import FeedbackStore
+from llmops_kit.feedback.interactions import Feedback, Interaction, utc_now
+from llmops_kit.feedback.spill import Spill, from_line, to_line
+from llmops_kit.feedback.storing import WITHHELD
+from llmops_kit.llm import LLM, Event, Prompt, Reply, ScriptedLLM
+
+
+class Flaky:
+    """A store in memory that raises `error` while there is one."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error, self.rows, self.calls = error, dict[str, Any](), 0
+
+    def write(self, records: Sequence[Any]) -> None:
+        self.calls += 1
+        if self.error:
+            raise self.error
+        if any(getattr(one, "response", "") == "poison" for one in records):
+            raise DataError("the database refused a value.")
+        self.rows.update({getattr(one, "request_id", ""): one for one in records})
+
+
+def collector(store: Any, folder: Path, **options: Any) -> FeedbackCollector:
+    told = {"spill": folder / "spill.jsonl", "retry_s": 0.05, "user_key": "key", **options}
+    return FeedbackCollector(store, **told)
+
+
+def eventually(holds: Any, seconds: float = 10) -> bool:
+    deadline = time.monotonic() + seconds
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return bool(holds())
+
+
+def balanced(one: FeedbackCollector) -> bool:
+    c = one.counters
+    return c.queued == c.written + c.spilled + c.refused + c.lost + c.waiting
+
+
+@pytest.mark.parametrize("error", [StoreError("down."), OSError("gone"), RuntimeError("odd")])
+def test_a_failing_store_fails_no_request_and_loses_nothing(
+    tmp_path: Path, error: Exception
+) -> None:
+    store = Flaky(error)
+    one = collector(store, tmp_path)
+    for number in range(300):
+        one.log_interaction(f"r{number}", "p", "r")
+    assert one.flush()
+    assert one.counters.spilled == 300
+    assert balanced(one)
+    assert store.calls < 300  # it is not asked again for each record
+    store.error = None
+    assert eventually(lambda: one.counters.recovered == 300)
+    assert len(store.rows) == 300
+    assert eventually(lambda: not one.spill.waits())
+    assert one.close()
+    assert balanced(one)
+
+
+def test_a_record_that_is_refused_takes_no_other_along(tmp_path: Path) -> None:
+    store = Flaky()
+    one = collector(store, tmp_path)
+    for number in range(100):
+        one.log_interaction(f"r{number}", "p", "poison" if number == 37 else "r")
+    assert one.close()
+    assert (len(store.rows), one.counters.written, one.counters.refused) == (99, 99, 1)
+    assert balanced(one)
+    (line,) = one.spill.refused.read_text().splitlines()
+    assert json.loads(line)["request_id"] == "r37"
+
+
+def test_a_poisoned_spill_file_does_not_block_the_others(tmp_path: Path) -> None:
+    spill = Spill(tmp_path / "spill.jsonl")
+    spill.append(Interaction(f"r{n}", response="poison" if n == 3 else "r") for n in range(9))
+    with spill.path.open("ab") as file:
+        file.write(b'{"record": "Interaction", "request_id": "cut')  # a crash in the middle
+    spill.append([Interaction("last")])
+    store = Flaky()
+    one = collector(store, tmp_path)
+    assert eventually(lambda: not spill.waits())
+    assert one.close()
+    assert set(store.rows) == {f"r{n}" for n in range(9) if n != 3} | {"last"}
+    assert (one.counters.recovered, one.counters.refused) == (9, 1)
+    assert "spill.jsonl, line 10" in spill.refused.read_text()
+    (kept,) = tmp_path.glob("spill.jsonl.*.bad")
+    assert b"cut" in kept.read_bytes()
+
+
+def test_a_full_queue_drops_and_counts(tmp_path: Path) -> None:
+    gate, store = threading.Event(), Flaky()
+    plain = store.write
+
+    def slow(records: Sequence[Any]) -> None:
+        gate.wait(10)
+        plain(records)
+
+    store.write = slow  # type: ignore[method-assign]
+    one = collector(store, tmp_path, size=50)
+    started = time.perf_counter()
+    for number in range(1000):
+        one.log_interaction(f"r{number}", "p", "r")
+    assert time.perf_counter() - started < 5
+    assert not one.flush(0.05)
+    assert one.counters.dropped >= 1000 - 50 - 500
+    gate.set()
+    assert one.close()
+    assert one.counters.dropped + one.counters.written == 1000
+    one.log_interaction("late", "p", "r")
+    assert one.counters.dropped + one.counters.written == 1001
+    assert "late" not in store.rows
+
+
+def test_neither_store_nor_spill_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    store = Flaky(StoreError("down."))
+    one = collector(store, tmp_path, spill=tmp_path / "file" / "spill.jsonl")
+    one.log_interaction("r1", "p", "r")
+    assert not one.flush(0.3)
+    assert "spill file cannot be written" in one.counters.problem
+    store.error = None
+    assert one.flush()
+    assert one.counters.written == 1
+    store.error = StoreError("down.")
+    one.log_interaction("r2", "p", "r")
+    assert not one.close()
+    assert one.counters.lost == 1
+    assert balanced(one)
+
+
+def test_details_are_redacted_before_they_are_kept_anywhere(tmp_path: Path) -> None:
+    def redact(text: str) -> str:
+        if "crash" in text:
+            raise ValueError("the guard broke")
+        return text.replace("ann@example.com", "[EMAIL]")
+
+    store = Flaky(StoreError("down."))
+    one = collector(store, tmp_path, redact=redact)
+    mail = "write to ann@example.com"
+    found = [{"guard": "pii", "reason": mail}]
+    one.log_interaction("r1", mail, mail, user="ann@example.com", findings=found, error=mail)
+    one.record_feedback("r1", "correction", text=mail, comment=mail, user="ann@example.com")
+    one.record_implicit_feedback("r1", "copied", {"deep": [{"text": mail}]})
+    one.log_interaction("r2", "crash ann@example.com", "fine")
+    assert one.flush()
+    assert "ann@" not in one.spill.path.read_text()
+    assert one.spill.path.read_text().count("[EMAIL]") == 7
+    store.error = None
+    assert eventually(lambda: "r2" in store.rows)
+    assert store.rows["r2"].prompt == WITHHELD
+    assert one.close()
+
+
+def test_mistakes_of_the_caller_are_said(tmp_path: Path) -> None:
+    one = FeedbackCollector(Flaky(), spill=tmp_path / "spill")
+    for call in (
+        lambda: one.log_interaction("r", "p", "r", user="ann"),
+        lambda: one.log_interaction("r", "p", "r", modell="m"),
+        lambda: one.log_interaction("r", "p", "r", latency_ms=-1.0),
+        lambda: one.record_feedback("r", "stars", value=9),
+        lambda: one.record_score("r", "faithful", 1.0, ""),
+        lambda: FeedbackCollector(Flaky(), size=0),
+    ):
+        with pytest.raises(DataError):
+            call()
+    assert one.close()
+
+
+CRASH = """
+import sys, time
+from llmops_kit.feedback.collector import FeedbackCollector
+from llmops_kit.feedback.feedback_store import FeedbackStore
+class Down:
+    def write(self, records): raise OSError("down")
+where, spill, kind = sys.argv[1:]
+collector = FeedbackCollector(Down() if kind == "down" else FeedbackStore(where), spill=spill)
+for number in range(100_000):
+    collector.log_interaction(f"r{number}", "p" * 200, "r")
+    if number % 200 == 199:
+        assert collector.flush()
+        print(number + 1, flush=True)
+"""
+
+
+@pytest.mark.parametrize("kind", ["up", "down"])
+def test_what_was_flushed_survives_kill_9(tmp_path: Path, kind: str) -> None:
+    where, spill = tmp_path / "feedback.sqlite", tmp_path / "spill.jsonl"
+    command = [sys.executable, "-c", CRASH, str(where), str(spill), kind]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if int(line) >= 600:
+            break
+    process.send_signal(signal.SIGKILL)
+    flushed = [int(line), *map(int, process.stdout.read().split())][-1]
+    process.wait()
+    store = FeedbackStore(where)
+    one = FeedbackCollector(store, spill=spill, retry_s=0.05)  # reads back what the dead one left
+    assert eventually(lambda: store.count(Interaction) >= flushed)
+    assert one.close()
+    names = {row.request_id for row in store.read(Interaction)}
+    assert {f"r{number}" for number in range(flushed)} <= names
+
+
+def test_a_locked_and_a_full_database(tmp_path: Path) -> None:
+    path = tmp_path / "feedback.sqlite"
+    store = FeedbackStore(path, timeout_s=0.1)
+    one = collector(store, tmp_path)
+    other = sqlite3.connect(path)
+    other.execute("BEGIN IMMEDIATE")
+    one.log_interaction("r1", "p", "r")
+    assert one.flush()
+    assert (one.counters.spilled, "locked" in one.counters.problem) == (1, True)
+    other.rollback()
+    assert eventually(lambda: store.count(Interaction) == 1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        for number in range(300):
+            one.log_interaction(f"full{number}", "p" * 1000, "r")
+        assert not one.flush(1)  # neither file can grow: it waits, and says why
+        assert one.counters.problem
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert one.flush()
+    assert eventually(lambda: store.count(Interaction) == 301)
+    assert one.close()
+
+
+def test_a_forked_worker_logs_on_its_own(tmp_path: Path) -> None:
+    store = FeedbackStore(tmp_path / "feedback.sqlite")
+    one = collector(store, tmp_path)
+    one.log_interaction("parent", "p", "r")
+    child = os.fork()
+    if child == 0:
+        one.log_interaction("child", "p", "r")
+        os._exit(0 if one.flush(10) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert one.close()
+    assert {row.request_id for row in store.read(Interaction)} == {"parent", "child"}
+
+
+def test_two_collectors_share_a_spill_file(tmp_path: Path) -> None:
+    store = Flaky(StoreError("down."))
+    some = [collector(store, tmp_path) for _ in range(2)]
+    for number in range(200):
+        some[number % 2].log_interaction(f"r{number}", "p", "r")
+    assert all(one.flush() for one in some)
+    store.error = None
+    assert eventually(lambda: len(store.rows) == 200)
+    assert all(one.close() for one in some)
+
+
+def test_lines_of_the_spill_file_are_the_records() -> None:
+    for record in (Interaction("r", prompt="é\0"), Feedback("f", "r", "implicit", "copied")):
+        assert from_line(json.loads(json.dumps(to_line(record)))) == record
+    with pytest.raises(DataError, match="there is no record 'Guess'"):
+        from_line({"record": "Guess"}, "spill, line 3")
+
+
+def test_background_keeps_the_order_and_outlives_an_error() -> None:
+    seen: list[int] = []
+
+    def work(some: list[int]) -> None:
+        seen.extend(some)
+        if 7 in some:
+            raise RuntimeError("one batch fails")
+
+    queue = Background(work, batch=3, idle_s=0.05)
+    assert all(queue.put(number) for number in range(100))
+    assert queue.flush()
+    assert seen == list(range(100))
+    assert queue.close()
+    assert not queue.put(1)
+
+
+class Odd(LLM):
+    """A model that ends in the way it is told."""
+
+    def __init__(self, end: str) -> None:
+        self.end, self.name = end, "odd"
+
+    async def agenerate(self, prompt: Prompt, **params: Any) -> Completion:
+        if self.end == "hangs":
+            await asyncio.sleep(60)
+        if self.end == "fails":
+            raise ValueError("ann@example.com broke it")
+        meta = {"guardrails": 3, "rag": [], "sources": {"a": 1}, "cached": None}
+        return Completion("text", meta=meta if self.end == "odd meta" else {})
+
+    async def astream(self, prompt: Prompt, **params: Any) -> AsyncIterator[str | Event]:
+        yield "a "
+        yield "b"
+        if self.end != "no end":
+            yield Event("complete", completion=await self.agenerate(prompt))
+
+
+def test_every_end_of_a_call_is_logged_once(tmp_path: Path) -> None:
+    store = FeedbackStore(tmp_path / "feedback.sqlite")
+    one = collector(store, tmp_path)
+
+    async def all_of_them() -> None:
+        for end in ("fine", "odd meta", "fails", "no end"):
+            llm = logged(Odd(end), one)
+            with request_context(f"whole {end}"):
+                try:
+                    await llm.agenerate("q")
+                except ValueError:
+                    assert end == "fails"
+            with request_context(f"stream {end}"):
+                try:
+                    assert [item async for item in llm.astream("q")][:2] == ["a ", "b"]
+                except ValueError:
+                    assert end == "fails"
+        for name in ("whole", "stream"):
+            with request_context(f"{name} cancelled"):
+                llm = logged(Odd("hangs"), one)
+
+                async def read(llm: LLM = llm) -> None:
+                    async for _ in llm.astream("q"):
+                        pass
+
+                call: Any = read() if name == "stream" else llm.agenerate("q")
+                task = asyncio.create_task(call)
+                await asyncio.sleep(0.05)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+
+    asyncio.run(all_of_them())
+    assert one.close()
+    rows = {row.request_id: row for row in store.read(Interaction)}
+    assert len(rows) == 10
+    assert {name: row.finish_reason for name, row in rows.items() if "fails" in name} == {
+        "whole fails": "error",
+        "stream fails": "error",
+    }
+    assert rows["stream no end"].error.startswith("ProviderError")
+    assert rows["whole no end"].finish_reason == "stop"
+    for name in ("whole cancelled", "stream cancelled"):
+        assert (rows[name].finish_reason, rows[name].error) == ("cancelled", "")
+    assert rows["stream cancelled"].response == "a b"
+    assert rows["whole odd meta"].findings == rows["whole odd meta"].chunk_ids == []
+
+
+def test_a_user_without_a_key_still_gets_the_answer(tmp_path: Path) -> None:
+    one = FeedbackCollector(Flaky(), spill=tmp_path / "spill")
+    with request_context("r1", user="ann"):
+        done = logged(ScriptedLLM(["fine"]), one).generate("q")
+    assert (done.text, done.meta["request_id"]) == ("fine", "r1")
+    assert one.counters.dropped == 1
+    assert "key" in one.counters.problem
+    assert one.close()
+
+
+def test_calls_of_one_request_have_ids_of_their_own(tmp_path: Path) -> None:
+    store = Flaky()
+    one = collector(store, tmp_path)
+    llm = logged(ScriptedLLM(lambda messages: Reply("a")), one, versions={"prompt": "p1"}, app="x")
+    with request_context("r1", versions={"index": "i1"}, topic="t"):
+        ids = [llm.generate("q").meta["request_id"] for _ in range(3)]
+    assert one.close()
+    assert (ids[0], len(set(ids))) == ("r1", 3)
+    assert all(row.tags == {"app": "x", "topic": "t"} for row in store.rows.values())
+    assert store.rows["r1"].versions == {"prompt": "p1", "index": "i1"}
+    assert store.rows["r1"].time <= utc_now()
+
+
+def test_meta_of_guardrails_and_retrieval_is_read() -> None:
+    finding = {"guard": "grounding", "kind": "unsupported", "start": 0, "end": 4, "score": 0.9}
+    finding |= {"action": "warn", "reason": "", "policy": "abc"}
+    report = {"findings": [finding], "policy": "abc"}
+    meta = {
+        "guardrails": {"input": [], "tries": [{"report": report}, {"report": report}]},
+        "rag": {"sources": ["a:0-1", "b:0-1"]},
+    }
+    read = read_meta(meta)
+    assert read["findings"] == [finding, finding]
+    assert (read["chunk_ids"], read["versions"]) == (["a:0-1", "b:0-1"], {"policy": "abc"})
+    with pytest.raises(ProviderError):
+        logged(ScriptedLLM([]), collector(Flaky(), Path("/tmp"))).generate("q")

