@@ -75,7 +75,8 @@ class EarlyMiniLM(MiniLMEmbedder):
     """
 
     def __init__(self, layers: int = 4, precision: str = "auto") -> None:
-        super().__init__(precision)
+        # A batch holds one window: a short one padded to a long one costs more than a call.
+        super().__init__(precision, batch_tokens=256)
         if not 1 <= layers <= 6:
             raise DataError(f"{layers} layers.", "EarlyMiniLM", "The model has 1 to 6.")
         self.layers = layers
