@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llmops_kit.feedback.logged_llm import logged, read_meta, request_context
 
 from llmops_kit.core import Completion, DataError, ProviderError, StoreError
 from llmops_kit.feedback.background import Background
 from llmops_kit.feedback.collector import FeedbackCollector
 from llmops_kit.feedback.feedback_store import FeedbackStore
 from llmops_kit.feedback.interactions import Feedback, Interaction, utc_now
+from llmops_kit.feedback.logged_llm import logged, read_meta, request_context
 from llmops_kit.feedback.spill import Spill, from_line, to_line
 from llmops_kit.feedback.storing import WITHHELD
 from llmops_kit.llm import LLM, Event, Prompt, Reply, ScriptedLLM
