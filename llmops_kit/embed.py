@@ -154,14 +154,15 @@ def _bert(weights: Weights, heads: int, layers: int, pooled: bool) -> Any:
     return ov.Model([x], [ids, mask], "minilm")
 
 # %% ../nbs/00_base/04_embed.ipynb #c30326a7
-def _compile(folder: Path, precision: str, pooled: bool) -> Any:
+def _compile(folder: Path, precision: str, pooled: bool, layers: int | None = None) -> Any:
     """The compiled model in `folder`; precision "auto" is what this CPU computes natively."""
     import openvino as ov
     from safetensors.numpy import load_file
 
     config = json.loads((folder / "config.json").read_text())
     weights = load_file(folder / "model.safetensors")
-    model = _bert(weights, config["num_attention_heads"], config["num_hidden_layers"], pooled)
+    depth = layers or config["num_hidden_layers"]
+    model = _bert(weights, config["num_attention_heads"], depth, pooled)
     options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
     if os.environ.get("OMP_NUM_THREADS", "").isdigit():  # a worker that has its share of a machine
         options["INFERENCE_NUM_THREADS"] = int(os.environ["OMP_NUM_THREADS"])
@@ -175,8 +176,10 @@ def _compile(folder: Path, precision: str, pooled: bool) -> Any:
 class _Engine:
     """One compiled graph with its lock: a call computes one batch, so that calls interleave."""
 
-    def __init__(self, folder: Path, precision: str, pooled: bool) -> None:
-        self.compiled = _compile(folder, precision, pooled)
+    def __init__(
+        self, folder: Path, precision: str, pooled: bool, layers: int | None = None
+    ) -> None:
+        self.compiled = _compile(folder, precision, pooled, layers)
         self.request = self.compiled.create_infer_request()
         self.lock = threading.Lock()
 

@@ -18,10 +18,16 @@ from typing import TYPE_CHECKING
 
 from .guard_findings import storable
 from .guard_state import Setting, warm_up
-from ..core import DataError, data_path, iter_jsonl
+from ..core import DataError
 from ..guardrails.chain import GuardReport, InputGuardrails, OutputGuardrails
 from ..guardrails.guard import ScoredGuard
-from ..guardrails.guard_report import BENIGN, WANTED, GuardSample, read_samples
+from llmops_kit.guardrails.guard_report import (
+    BENIGN,
+    WANTED,
+    GuardSample,
+    kit_samples,
+    read_samples,
+)
 from ..stats import Estimate, proportion
 
 if TYPE_CHECKING:
@@ -32,9 +38,7 @@ if TYPE_CHECKING:
 @cache
 def sample_texts() -> tuple[GuardSample, ...]:
     """The test split of data/guardrails/texts.jsonl."""
-    path = data_path("guardrails", "texts.jsonl")
-    test = {row["id"] for row in iter_jsonl(path) if row["split"] == "test"}
-    return tuple(sample for sample in read_samples(path) if sample.id in test)
+    return tuple(kit_samples())
 
 # %% ../../nbs/90_apps/09_guard_survey.ipynb #25aac42d
 PORTION = 32
@@ -60,8 +64,7 @@ def score_texts(
 
 def wanted_of(setting: Setting) -> frozenset[str] | None:
     """The labels that a guard has to find, None where its type is for none of the kit's."""
-    kind = setting.spec.type
-    return WANTED.get(kind, WANTED.get(kind.removesuffix("_text")))
+    return WANTED.get(setting.spec.type)
 
 
 def measurable(settings: Sequence[Setting], samples: Sequence[GuardSample]) -> list[Setting]:

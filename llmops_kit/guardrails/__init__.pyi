@@ -14,6 +14,7 @@ from .guard_report import evaluate_chain as evaluate_chain
 from .guard_report import evaluate_guard as evaluate_guard
 from .guard_report import GuardEvaluation as GuardEvaluation
 from .guard_report import GuardSample as GuardSample
+from .guard_report import kit_samples as kit_samples
 from .guard_report import leave_one_source_out as leave_one_source_out
 from .guard_report import read_samples as read_samples
 from .guard_report import score_guards as score_guards

@@ -7,8 +7,6 @@ __all__ = ['clean', 'window_spans', 'EarlyMiniLM', 'Reading', 'Reader', 'default
 
 # %% ../../nbs/50_guardrails/01_windows.ipynb #45c9ba32
 import hashlib
-import json
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -19,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core import DataError
-from ..embed import MiniLMEmbedder, _bert, _Engine
+from ..embed import MiniLMEmbedder, _Engine
 from ..text import minilm_path, parts_of
 
 # %% ../../nbs/50_guardrails/01_windows.ipynb #70536514
@@ -49,25 +47,6 @@ def window_spans(text: str, size: int = 254, overlap: int = 48) -> list[tuple[in
         first = max(first + 1, int(np.searchsorted(cost, cost[last] - overlap)))
 
 # %% ../../nbs/50_guardrails/01_windows.ipynb #321ee471
-class _EarlyEngine(_Engine):
-    """The graph of the first `layers` layers."""
-
-    def __init__(self, layers: int, precision: str, pooled: bool) -> None:
-        import openvino as ov
-        from safetensors.numpy import load_file
-
-        folder = minilm_path()
-        heads = json.loads((folder / "config.json").read_text())["num_attention_heads"]
-        model = _bert(load_file(folder / "model.safetensors"), heads, layers, pooled)
-        options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
-        if os.environ.get("OMP_NUM_THREADS", "").isdigit():
-            options["INFERENCE_NUM_THREADS"] = int(os.environ["OMP_NUM_THREADS"])
-        if precision != "auto":
-            options["INFERENCE_PRECISION_HINT"] = precision
-        self.compiled = ov.Core().compile_model(model, "CPU", options)
-        self.request, self.lock = self.compiled.create_infer_request(), threading.Lock()
-
-
 class EarlyMiniLM(MiniLMEmbedder):
     """MiniLM stopped after `layers` of its six layers: unit mean vectors (n, 384), for heads.
 
@@ -92,7 +71,7 @@ class EarlyMiniLM(MiniLMEmbedder):
     def _engine(self, pooled: bool) -> _Engine:
         with self._lock:
             if pooled not in self._engines:
-                self._engines[pooled] = _EarlyEngine(self.layers, self.precision, pooled)
+                self._engines[pooled] = _Engine(minilm_path(), self.precision, pooled, self.layers)
             return self._engines[pooled]
 
 # %% ../../nbs/50_guardrails/01_windows.ipynb #982e6b1a
@@ -144,9 +123,7 @@ class Reader:
         """The readings of many texts in one batch, which are not kept."""
         spans = [window_spans(text, self.size, self.overlap) for text in texts]
         windows = [
-            clean(text)[start:end]
-            for text, own in zip(texts, spans, strict=True)
-            for start, end in own
+            text[start:end] for text, own in zip(texts, spans, strict=True) for start, end in own
         ]
         vectors = self.embedder.encode(windows, progress=progress)
         ends = np.cumsum([len(own) for own in spans])
