@@ -19,7 +19,8 @@ test: $(READY)  ## layers, lint, types, generated files, notebooks, tests
 	mypy
 	python tests/check_generated.py
 	python tests/run_notebooks.py
-	python -m pytest -q -n 2 --dist loadfile -m 'not alone'
+	python -m pytest -q -n 2 --dist loadfile -m 'not alone and not browser'
+	python -m pytest -q -n 2 --dist loadfile -m browser
 	python -m pytest -q -m alone
 
 lab: $(READY)  ## JupyterLab, with Panel's scripts inlined so that apps display with no network

@@ -33,6 +33,8 @@ SHARED = {
     "data/claims": "data/claims",
     "data/evals": "data/evals",
     "data/expansions": "data/expansions",
+    "data/failures": "data/failures",
+    "data/feedback": "data/feedback",
     "data/guardrails": "data/guardrails",
     "data/handbook": "data/handbook",
     "data/text": "data/text",

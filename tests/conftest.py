@@ -25,16 +25,20 @@ def pytest_configure(config: pytest.Config) -> None:
         "folder named by LLMOPS_KIT_DATASETS; skipped without it, failed if LLMOPS_KIT_STRICT=1",
     )
     config.addinivalue_line(
+        "markers", "browser: drives a browser; `make test` runs these beside each other only"
+    )
+    config.addinivalue_line(
         "markers", "alone: wants the machine for itself; `make test` runs it last"
     )
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What drives a browser waits for pictures and clicks in time: it runs alone."""
+    """What drives a browser waits most of its time: two fit side by side."""
     for item in items:
-        if any("chromium" in marker.args for marker in item.iter_markers("needs")):
-            item.add_marker("alone")
+        needs = {thing for marker in item.iter_markers("needs") for thing in marker.args}
+        if "chromium" in needs and item.get_closest_marker("alone") is None:
+            item.add_marker("browser")
 
 
 def _is_there(thing: str) -> bool:

@@ -15,9 +15,9 @@ from llmops_kit.apps.guard_state import GuardState, check_text, settings_of
 from llmops_kit.apps.guard_survey import read_upload
 from llmops_kit.apps.guard_tab_batch import BatchFields, check_file, shown_rows
 from llmops_kit.apps.guard_tab_policy import open_policy
-from llmops_kit.apps.shell import csv_text
 from llmops_kit.core import DataError
 from llmops_kit.guardrails.policy import load_policy, read_policy
+from llmops_kit.rows import csv_text
 
 EVIL = "<script>window.hacked=1</script><img src=x onerror='window.hacked=1'>"
 HOSTILE = {

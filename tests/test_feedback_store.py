@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from llmops_kit.core import DataError, StoreError
-from llmops_kit.feedback import schema
+from llmops_kit.feedback import schema, upgrades
 from llmops_kit.feedback.database import Database
 from llmops_kit.feedback.feedback_store import FeedbackStore, Written
 from llmops_kit.feedback.interactions import Feedback, Interaction, as_utc, new_id, word_diff
@@ -214,11 +214,11 @@ def fill_version_1(database: Database, bad: bool = False) -> None:
     for row in rows:
         row["response"] = "r"
     with database.writing() as connection:
-        schema.create_version_1(connection)
-        connection.execute(schema.interactions_1.insert(), rows)
+        upgrades.create_version_1(connection)
+        connection.execute(upgrades.interactions_1.insert(), rows)
 
 
-def test_version_1_becomes_version_2(where: str) -> None:
+def test_version_1_becomes_the_present_one(where: str) -> None:
     fill_version_1(Database(where))
     store = FeedbackStore(where)
     assert store.count(Interaction) == 1100
@@ -235,7 +235,8 @@ def test_version_1_becomes_version_2(where: str) -> None:
     again = FeedbackStore(where)
     assert again.count(Interaction) == 1100
     with again.reading() as connection:
-        assert connection.execute(text("SELECT version FROM llm_schema")).scalars().all() == [2]
+        versions = connection.execute(text("SELECT version FROM llm_schema")).scalars().all()
+    assert versions == [schema.VERSION]
     store.close()
     again.close()
 
@@ -259,8 +260,8 @@ def test_databases_of_others_are_left_alone(where: str) -> None:
         FeedbackStore(where)
     with database.writing() as connection:
         connection.execute(text("CREATE TABLE llm_schema (version INTEGER)"))
-        connection.execute(text("INSERT INTO llm_schema VALUES (3)"))
-    with pytest.raises(StoreError, match="of version 3, this code knows 2"):
+        connection.execute(text("INSERT INTO llm_schema VALUES (99)"))
+    with pytest.raises(StoreError, match="of version 99, this code knows 3"):
         FeedbackStore(where)
     database.close()
 

@@ -27,11 +27,11 @@ from llmops_kit.guardrails.policy import (
     load_policy,
     read_policy,
 )
-from llmops_kit.guardrails.policy_file import MAX_BYTES, read_marked
 from llmops_kit.guardrails.redaction import Vault
 from llmops_kit.guardrails.retry import MESSAGES, feedback
 from llmops_kit.guardrails.streamed import HoldBack
 from llmops_kit.llm import LLM, Event, Reply, ScriptedLLM, Source, as_messages, grounded_prompt
+from llmops_kit.marked import MAX_BYTES, read_marked
 
 
 class Pattern(Guard):

@@ -4,9 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+
+from llmops_kit.feedback.feedback_store import FeedbackStore
+from llmops_kit.feedback.interactions import Feedback, Interaction
 
 MAIN = [sys.executable, "-c", "from llmops_kit.apps.cli import main; main()", "run"]
 
@@ -45,6 +49,8 @@ def _run(name: str, runs: Path, **given: object) -> subprocess.CompletedProcess[
         ("guardrail_report", "rate", "0", "rate is 0. Give a number between 0 and 1."),
         ("guardrail_report", "data", "no/such/file", "there is no such file."),
         ("guardrail_report", "policy", "no/such/file.yaml", "no/such/file.yaml"),
+        ("feedback_report", "fail_on", "latency_p50,speed", "there is no target for speed."),
+        ("feedback_report", "db", "no/such/store.db", "there is no such store."),
         ("ab_test", "rows", "no/such/file", "there is no such file."),
         ("ab_test", "effect", "0", "effect=0"),
         ("rag_tune", "max_tokens", "many", "max_tokens='many' will not do."),
@@ -151,3 +157,24 @@ def test_a_broken_bar_ends_the_guardrail_report_after_its_files(tmp_path: Path) 
     swapped = _run("guardrail_report", tmp_path, **given, max_alarms=0.05)
     assert swapped.returncode == 1
     assert "false alarms" in swapped.stderr
+
+
+def test_a_feedback_report_of_ones_own_store_and_its_alarm(tmp_path: Path) -> None:
+    """Sixty slow answers: the files are written, and a watched metric ends the run after them."""
+    day = datetime(2026, 11, 20, tzinfo=UTC)
+    store = FeedbackStore(tmp_path / "mine.db")
+    for number in range(60):
+        at = day + timedelta(minutes=number)
+        slow = Interaction(f"r{number}", at, "=SUM(A1)?", "<b>no</b>", "m", latency_ms=4000.0)
+        store.write([slow, Feedback(f"f{number}", f"r{number}", "explicit", "thumbs_down", at)])
+    store.close()
+    given = {"db": tmp_path / "mine.db", "output": tmp_path / "report"}
+    span = "2026-11-20T00:00Z/2026-11-21T00:00Z"
+    done = _run("feedback_report", tmp_path, **given, window=span, fail_on="latency_p50")
+    assert done.returncode == 1
+    assert "Latency p50" in done.stderr and "Traceback" not in done.stderr
+    told = json.loads((tmp_path / "report" / "feedback_report.json").read_text())
+    assert told["states"]["latency_p50"] == told["states"]["satisfaction_rate"] == "alert"
+    assert told["failures"][0]["count"] == 60
+    assert "'=SUM(A1)?" in (tmp_path / "report" / "failures.csv").read_text()
+    assert "<b>" not in (tmp_path / "report" / "feedback_report.html").read_text()

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Tell', 'Work', 'PAGES', 'sentence_for', 'Superseded', 'App', 'Attempt', 'run_work', 'soon', 'status_markup', 'status',
-           'card', 'side_by_side', 'csv_text', 'csv_button', 'code_line', 'code_pane', 'PageInfo', 'pages', 'link',
-           'navigation', 'heading', 'page']
+           'card', 'side_by_side', 'csv_button', 'code_line', 'code_pane', 'PageInfo', 'pages', 'link', 'navigation',
+           'heading', 'page']
 
 # %% ../../nbs/90_apps/01_shell.ipynb #1bd4e379
 import asyncio
@@ -32,6 +32,7 @@ from llmops_kit.apps.theme import (
     markup,
 )
 from ..core import LLMOpsError, share_path
+from ..rows import csv_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -223,16 +224,6 @@ def side_by_side(*objects: Any) -> pn.Row:
     return pn.Row(*objects, styles=styles, sizing_mode="stretch_width", margin=(0, 0, 12, 0))
 
 # %% ../../nbs/90_apps/01_shell.ipynb #3e78dda8
-def csv_text(table: "pd.DataFrame") -> str:
-    """The table as CSV, without its index; texts that a spreadsheet would run are defused."""
-
-    def safe(value: Any) -> Any:
-        risky = isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r")
-        return f"'{value}" if risky else value
-
-    return table.map(safe).to_csv(index=False, lineterminator="\n")
-
-
 def csv_button(table: Callable[[], "pd.DataFrame"], filename: str) -> pn.viewable.Viewable:
     """A button that downloads the table as it is when pressed."""
     import panel_material_ui as pmui
@@ -263,11 +254,15 @@ def code_pane(code: Any) -> pn.viewable.Viewable:
 # %% ../../nbs/90_apps/01_shell.ipynb #58e5e886
 @dataclass(frozen=True)
 class PageInfo:
-    """A page of the workbench: its launcher's name, its title, and what one does there."""
+    """A page of the workbench: its launcher's name, its title, and what one does there.
+
+    `short` is its name in the navigation; by default the title.
+    """
 
     slug: str
     title: str
     line: str
+    short: str = ""
 
 
 PAGES = (
@@ -277,24 +272,28 @@ PAGES = (
         "Chunking explorer",
         "Cut one text with two or three chunkers side by side, and measure what each cut does to "
         "retrieval.",
+        "Chunking",
     ),
     PageInfo(
         "reranking",
         "Re-ranking explorer",
         "Follow the passages of a question through keyword, vector, fusion and re-ranker, and see "
         "which stage lost them.",
+        "Re-ranking",
     ),
     PageInfo(
         "evals",
         "Eval reports",
         "Compare two runs of a suite case by case: what got better, what broke, and whether the "
         "difference is more than chance.",
+        "Evals",
     ),
     PageInfo(
         "judges",
         "Judge-bias lab",
         "Put judges side by side: where they lean, how far they agree with people, and what few "
         "labels add.",
+        "Judges",
     ),
     PageInfo(
         "labelling",
@@ -311,6 +310,19 @@ PAGES = (
         "ask",
         "Ask the handbook",
         "Ask a question and get an answer that cites its sources, or an honest “I don't know.”",
+        "Ask",
+    ),
+    PageInfo(
+        "assistant",
+        "Assistant",
+        "Talk to the guarded and logged service, say what you think of an answer, and correct it.",
+    ),
+    PageInfo(
+        "feedback",
+        "Feedback dashboard",
+        "Watch quality, speed, cost and safety against their targets, and open the failures behind "
+        "a number.",
+        "Feedback",
     ),
 )
 
@@ -328,7 +340,7 @@ def link(slug: str, dark: bool = False) -> str:
 def navigation(current: str, dark: bool = False) -> str:
     """Markup of the links between the pages, the current one marked."""
     links = (
-        f'<a href="{link(info.slug, dark)}"{here}>{escape(info.title)}</a>'
+        f'<a href="{link(info.slug, dark)}"{here}>{escape(info.short or info.title)}</a>'
         for info in pages()
         for here in [' aria-current="page"' if info.slug == current else ""]
     )

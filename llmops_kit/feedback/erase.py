@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Erased', 'erase_user', 'erase_before']
 
-# %% ../../nbs/70_feedback/02_erase.ipynb #7fd4dfcc
+# %% ../../nbs/70_feedback/02_erase.ipynb #98dec216
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -16,8 +16,9 @@ from ..core import DataError, Record
 from .database import Database
 from .interactions import as_utc
 from .schema import feedback, history, interactions
+from .touched import forget, hours_of
 
-# %% ../../nbs/70_feedback/02_erase.ipynb #bdcd92e0
+# %% ../../nbs/70_feedback/02_erase.ipynb #f2e1fdfd
 @dataclass(frozen=True)
 class Erased(Record):
     """How many rows are gone: interactions, feedback, and earlier versions of both."""
@@ -39,14 +40,16 @@ def _versions(connection: Connection, record: str, ids: list[str]) -> int:
     chosen = (history.c.id.in_(ids), history.c.record == record)
     return connection.execute(delete(history).where(*chosen)).rowcount
 
-# %% ../../nbs/70_feedback/02_erase.ipynb #7d270c38
+# %% ../../nbs/70_feedback/02_erase.ipynb #51d6b369
 def _erase_feedback(connection: Connection, chosen: ColumnElement[bool]) -> Erased:
     """Up to 500 of the chosen feedback, with earlier versions."""
     ids = _some(connection, feedback.c.id, chosen)
     if not ids:
         return Erased()
     versions = _versions(connection, "Feedback", ids)
-    gone = connection.execute(delete(feedback).where(feedback.c.id.in_(ids))).rowcount
+    chosen = feedback.c.id.in_(ids)
+    forget(connection, hours_of(connection, _some(connection, feedback.c.request_id, chosen)))
+    gone = connection.execute(delete(feedback).where(chosen)).rowcount
     return Erased(0, gone, versions)
 
 
@@ -55,13 +58,14 @@ def _erase_interactions(connection: Connection, chosen: ColumnElement[bool]) -> 
     ids = _some(connection, interactions.c.request_id, chosen)
     if not ids:
         return Erased()
+    forget(connection, hours_of(connection, ids))
     total = Erased(versions=_versions(connection, "Interaction", ids))
     while (one := _erase_feedback(connection, feedback.c.request_id.in_(ids))) != Erased():
         total += one
     gone = delete(interactions).where(interactions.c.request_id.in_(ids))
     return total + Erased(connection.execute(gone).rowcount)
 
-# %% ../../nbs/70_feedback/02_erase.ipynb #26523f6a
+# %% ../../nbs/70_feedback/02_erase.ipynb #93ab23e2
 def _erase(database: Database, chosen: ColumnElement[bool], about: ColumnElement[bool]) -> Erased:
     """Erase in steps of 500, so that other writers have their turn in between."""
     total = Erased()

