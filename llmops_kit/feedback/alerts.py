@@ -179,7 +179,7 @@ def _no_data(rule: NoDataRule, at: datetime, traffic: Traffic) -> Verdict:
     if count > rule.below * usual:
         return Verdict(rule, "ok")
     seen = Reading("requests", float(count), None, None, count)
-    told = f"{count} requests in {rule.window}"
+    told = f"{count} request{'s' * (count != 1)} in {rule.window}"
     told += f", where {usual:.0f} are usual at this time" if rule.weeks else ""
     return _alert(rule, at, window, seen, usual, told)
 

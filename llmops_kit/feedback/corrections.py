@@ -62,7 +62,7 @@ REASONS = {
     "no question": "the question has no word, or was withheld when it was stored",
     "no answer": "the corrected answer is empty, or was withheld when it was stored",
     "unchanged": "the correction says what the answer said",
-    "too long": "question and answer have more than MOST characters",
+    "too long": "question and answer together have more than 20,000 characters",
     "not redacted": "the redactor failed on it",
     "duplicate": "another correction says the same of the same question",
     "near-duplicate": "another correction says nearly the same of nearly the same question",

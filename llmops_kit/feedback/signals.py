@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from sqlalchemy import func, select
 
+from ..agreement import holm
 from ..core import Where
 from .counts import Counts, said
 from .feedback_store import FeedbackStore
@@ -72,14 +73,12 @@ def _ratio(one: Share, other: Share) -> tuple[float | None, ...]:
 # %% ../../nbs/70_feedback/07_signals.ipynb #2108fe10
 def _table(rows: dict[str, dict[str, Any]]) -> pd.DataFrame:
     """The rows with p-values corrected for how many comparisons there are (Holm 1979)."""
-    from statsmodels.stats.multitest import multipletests
-
     tested = [row for row in rows.values() if "p_value" in row]
-    corrected = multipletests([r["p_value"] for r in tested], method="holm")[1] if tested else []
+    corrected = holm(row["p_value"] for row in tested)
     for row, p_value in zip(tested, corrected, strict=True):
         shown = p_value < 0.05 and not row["low"] <= 0 <= row["high"]
         word = "more" if row["difference"] > 0 else "less"
-        row |= {"p_holm": float(p_value), "verdict": word if shown else "no difference shown"}
+        row |= {"p_holm": p_value, "verdict": word if shown else "no difference shown"}
     every = [name for name in COLUMNS if any(name in row for row in rows.values())]
     return pd.DataFrame.from_dict(rows, orient="index").reindex(columns=every)
 
