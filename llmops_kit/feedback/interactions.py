@@ -116,7 +116,7 @@ def word_diff(before: str, after: str) -> list[tuple[str, str]]:
     """The change from one text to the other: ("=", kept), ("-", taken out), ("+", put in).
 
     Words and the space between them are compared. A change of more than 2,000 of them is one
-    replacement, so that the time stays bounded.
+    replacement, so that the time stays bounded, and so is one in which hardly a word is kept.
     """
     old, new = re.findall(r"\s+|\w+|[^\w\s]", before), re.findall(r"\s+|\w+|[^\w\s]", after)
     head = next((n for n, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), None)
@@ -127,7 +127,11 @@ def word_diff(before: str, after: str) -> list[tuple[str, str]]:
     left, right = old[head : len(old) - tail], new[head : len(new) - tail]
     codes: list[Any] = [("replace", 0, len(left), 0, len(right))]
     if max(len(left), len(right)) <= 2000:
-        codes = SequenceMatcher(None, left, right, autojunk=False).get_opcodes()
+        found_codes = SequenceMatcher(None, left, right, autojunk=False).get_opcodes()
+        kept = [word for code, a, b, *_ in found_codes if code == "equal" for word in left[a:b]]
+        both = sum(word.isalnum() for word in (*left, *right))
+        if 2 * sum(word.isalnum() for word in kept) >= 0.2 * both:
+            codes = found_codes
     found = [("=", old[:head])]
     for code, a, b, c, d in codes:
         found += [("=", left[a:b])] if code == "equal" else [("-", left[a:b]), ("+", right[c:d])]
