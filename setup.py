@@ -27,18 +27,8 @@ EXTRAS = {
 }
 
 # What a wheel carries beside the code; a checkout reads the same folders in place.
-SHARED = {
-    "nbs/apps": "apps",
-    "nbs/runs": "runs",
-    "data/claims": "data/claims",
-    "data/evals": "data/evals",
-    "data/expansions": "data/expansions",
-    "data/failures": "data/failures",
-    "data/feedback": "data/feedback",
-    "data/guardrails": "data/guardrails",
-    "data/handbook": "data/handbook",
-    "data/text": "data/text",
-}
+SAMPLES = sorted(path.parent.name for path in (ROOT / "data").glob("*/README.md"))
+SHARED = {"nbs/apps": "apps", "nbs/runs": "runs"} | {f"data/{n}": f"data/{n}" for n in SAMPLES}
 
 
 class build_with_shared_files(build_py):

@@ -19,17 +19,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SOURCES = [
-    "llmops_kit",
-    "nbs/apps",
-    "nbs/runs",
-    "data/claims",
-    "data/evals",
-    "data/expansions",
-    "data/guardrails",
-    "data/handbook",
-    "data/text",
-]
+SOURCES = ["llmops_kit", "nbs/apps", "nbs/runs", "data"]
 FILES = ["setup.py", "settings.ini", "pyproject.toml", "README.md", "LICENSE"]
 
 
@@ -47,7 +37,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh environment with the wheel in it; its folder."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
-    ignore = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+    ignore = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "runs")
     for name in SOURCES:
         shutil.copytree(ROOT / name, source / name, ignore=ignore)
     for name in FILES:
