@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Where', 'R', 'LLMOpsError', 'DataError', 'StoreError', 'MissingExtra', 'ProviderError', 'require', 'Record',
            'Message', 'Usage', 'Completion', 'as_code', 'Span', 'Chunk', 'Document', 'Stage', 'Hit', 'matches', 'Score',
-           'Finding', 'share_path', 'data_path', 'runs_path', 'cache_path', 'write_text', 'write_jsonl', 'append_jsonl',
-           'numbered_jsonl', 'iter_jsonl', 'read_jsonl']
+           'Finding', 'share_path', 'data_path', 'runs_path', 'cache_path', 'replacing', 'write_text', 'write_jsonl',
+           'append_jsonl', 'numbered_jsonl', 'iter_jsonl', 'read_jsonl']
 
 # %% ../nbs/00_base/00_core.ipynb #92e99032
 import importlib
@@ -14,6 +14,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -332,22 +333,29 @@ def _line(row: Any) -> str:
     return json.dumps(plain, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> Path:
-    """Write a whole file; a reader, or a crash, finds the old content or the new, never a part."""
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A draft to write to; at the end it takes the place of `path` in one step, or it is gone."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    os.close(handle)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
+        yield Path(name)
+        with open(name, "rb+") as file:
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
         os.replace(name, target)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    return target
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """Write a whole file; a reader, or a crash, finds the old content or the new, never a part."""
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8", newline="\n")
+    return Path(path)
 
 
 def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Any]) -> Path:

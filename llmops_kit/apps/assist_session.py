@@ -20,7 +20,7 @@ from .assist_opinion import Opinion, counters_html, follows, note
 from .assist_reply import Reply
 from .assist_service import shared_service
 from .passages import passage_html
-from .shell import App
+from .shell import App, served
 from .turns import EMPTY
 from ..core import Document
 from ..feedback.collector import FeedbackCollector
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 # %% ../../nbs/90_apps/09_assist_session.ipynb #b6d70492
 def signed_in() -> str:
     """The name of the login of this session; empty without one, and for guests."""
-    name = pn.state.user if pn.state.curdoc and pn.state.curdoc.session_context else None
+    name = pn.state.user if served() else None
     return "" if name in (None, "guest") else str(name)
 
 

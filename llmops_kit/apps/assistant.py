@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import panel as pn
 
-from .ask import EXAMPLES, Bubble
+from .ask import EXAMPLES, Bubble, chat_for
 from .assist_exchange import Exchange, exchange_html
 from .assist_opinion import note
 from .assist_reply import Reply
 from .assist_session import AssistantState, answered, conversation_rows, observed
 from .passages import Clickable
-from .shell import code_pane, csv_button, sentence_for
+from .shell import code_pane, csv_button, sentence_for, served
 from .theme import CARD, escape, markup
 from .turns import EMPTY
 from ..feedback.fields import new_id
@@ -52,27 +52,8 @@ async def _reply(
     await answered(app, turn, reply)
 
 
-_QUIET = ("reaction_icons", "timestamp", "copy_icon", "edit_icon")
-
-
 def _chat(app: "Assistant") -> Any:
-    import panel_material_ui as pmui
-
-    chat = pmui.ChatInterface(
-        callback=partial(_reply, app),
-        callback_exception="raise",
-        on_submit=lambda event, chat: app.ask(event.new) if event else None,
-        show_rerun=False,
-        show_undo=False,
-        show_clear=False,
-        input_params={"enable_upload": False, "placeholder": "Ask a question", "max_length": 2000},
-        message_params={f"show_{part}": False for part in _QUIET},
-        sizing_mode="stretch_both",
-        margin=0,
-    )
-    for area in chat.select(pmui.ChatAreaInput):
-        area.disabled = False  # else its stop button is disabled while there is work to stop
-    return chat
+    return chat_for(partial(_reply, app), app.ask)
 
 # %% ../../nbs/90_apps/10_assistant.ipynb #65a675af
 _TALL = {"height": "max(480px, calc(100vh - 290px))"}
@@ -159,7 +140,7 @@ class Assistant(AssistantState):
     ) -> None:
         super().__init__(service, user, **params)
         self.chat = _chat(self)
-        if pn.state.curdoc and pn.state.curdoc.session_context:
+        if served():
             opening = partial(self.work, "open the service", lambda _: self.service(), self._opened)
             pn.state.onload(opening)
             pn.state.on_session_destroyed(self._gone)

@@ -26,7 +26,7 @@ from llmops_kit.apps.cuts import (
     sizes_figure,
     text_card,
 )
-from .shell import card, code_pane, csv_button, side_by_side, soon
+from .shell import card, code_pane, csv_button, served, side_by_side, soon
 from .theme import escape, markup
 from llmops_kit.apps.workspace import (
     ChunkingState,
@@ -247,7 +247,7 @@ def effect_card(state: ChunkingState) -> pn.viewable.Viewable:
         ),
     ]
     button = pmui.Button(label="Measure", size="small", on_click=lambda _: measure(state))
-    button.visible = not (pn.state.curdoc and pn.state.curdoc.session_context)
+    button.visible = not served()
     title = markup("<h2>Effect on retrieval</h2>", margin=(6, 0))
     head = pn.Row(title, *choices, button, sizing_mode="stretch_width")
     fields = state.param.effect, state.param.busy, state.param.stale, state.param.document
@@ -283,7 +283,7 @@ class ChunkingExplorer(ChunkingState):
         cards = side_by_side(*(text_pane(self, name) for name in "ABC"))
         line = code_pane(follow(self.reproduce))
         self.param.watch(lambda _: measure_soon(self), ["cut", "split", "search", "k"])
-        if pn.state.curdoc and pn.state.curdoc.session_context:
+        if served():
             pn.state.onload(lambda: measure(self))
         return pn.Column(
             top, cards, sizes_row(self), effect_card(self), line, sizing_mode="stretch_width"

@@ -15,13 +15,13 @@ from typing import Any
 import panel as pn
 
 from .dash_filters import EVERY, TABS, WINDOWS
-from .dash_state import DASH_CSS, DashState, about_store, follow_address, served
+from .dash_state import DASH_CSS, DashState, about_store, follow_address
 from .dash_tab_alerts import alerts_tab
 from .dash_tab_corrections import corrections_tab
 from .dash_tab_failures import failures_tab
 from .dash_tab_interactions import interactions_tab
 from .dash_tab_overview import overview_tab
-from .shell import card
+from .shell import card, served
 from .theme import markup
 from ..feedback.feedback_store import FeedbackStore
 from ..feedback.targets import Targets

@@ -26,7 +26,7 @@ from llmops_kit.apps.eval_panes import (
     slice_html,
 )
 from .passages import Clickable
-from .shell import card, code_pane, csv_button
+from .shell import card, code_pane, csv_button, served
 from .theme import CSS, STATUS_CSS, escape, markup
 from ..core import runs_path
 from ..evals.comparison import ReportComparison
@@ -167,7 +167,7 @@ class EvalReports(EvalState):
     def __init__(self, folder: str | Path = "", **params: Any) -> None:
         chosen = {name: params.pop(name, None) for name in ("run_a", "run_b", "metric", "tag")}
         super().__init__(folder=str(folder), **params)
-        if not (pn.state.curdoc and pn.state.curdoc.session_context):
+        if not served():
             look(self)
         for name, value in chosen.items():
             if value is not None:
@@ -183,7 +183,7 @@ class EvalReports(EvalState):
 
     def main(self) -> pn.viewable.Viewable:
         """The runs, the verdicts, the cases, the case, and the slices."""
-        if pn.state.curdoc and pn.state.curdoc.session_context:
+        if served():
             pn.state.onload(lambda: look(self))
         fields = self.param
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Setting', 'start', 'settings_of', 'default_settings', 'as_sources', 'GuardFields', 'GuardState', 'add_guard',
-           'warm_up', 'check_text', 'served', 'rested']
+           'warm_up', 'check_text', 'rested']
 
 # %% ../../nbs/90_apps/09_guard_state.ipynb #c3a064e6
 import copy
@@ -14,11 +14,10 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-import panel as pn
 import param
 
 from .guard_demo import QUESTION, SAMPLES, SOURCES, SYSTEM
-from .shell import App, Tell, soon
+from .shell import App, Tell, served, soon
 from ..core import DataError
 from ..guardrails.chain import GuardReport, InputGuardrails, OutputGuardrails
 from ..guardrails.guard import ROLES, Guard, GuardContext, ScoredGuard
@@ -201,11 +200,6 @@ def check_text(state: GuardState) -> None:
         return chain.check(text, context)
 
     state.work("check the text", run, lambda report: setattr(state, "report", report))
-
-
-def served() -> bool:
-    """Whether this is the page of a server, and not a cell."""
-    return bool(pn.state.curdoc and pn.state.curdoc.session_context)
 
 
 def rested(state: App, what: str, action: Callable[[], None], wait: float = 0.3) -> None:

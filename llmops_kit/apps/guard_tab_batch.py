@@ -16,7 +16,7 @@ import param
 
 from .guard_findings import GUARD_CSS, act, visible
 from .guard_plots import percent
-from .guard_state import GuardState, served
+from .guard_state import GuardState
 from llmops_kit.apps.guard_survey import (
     Checked,
     check_all,
@@ -26,7 +26,7 @@ from llmops_kit.apps.guard_survey import (
     sample_texts,
 )
 from .rerank_views import beside
-from .shell import Tell, card, csv_button
+from .shell import Tell, card, csv_button, served
 from .theme import escape, markup
 from ..guardrails.guard_report import BENIGN
 

@@ -17,7 +17,7 @@ import param
 
 from .guard_demo import BEHAVIOURS, demo_llm
 from .guard_findings import GUARD_CSS, marked
-from .guard_state import GuardState, as_sources, rested, served, warm_up
+from .guard_state import GuardState, as_sources, rested, warm_up
 from llmops_kit.apps.guard_steps import (
     HOLDS,
     STEPS_CSS,
@@ -28,7 +28,7 @@ from llmops_kit.apps.guard_steps import (
     steps_html,
 )
 from .rerank_views import beside
-from .shell import Tell, card, csv_button
+from .shell import Tell, card, csv_button, served
 from .theme import escape, markup
 from .turns import shared_llm
 from ..core import Completion, LLMOpsError, Message

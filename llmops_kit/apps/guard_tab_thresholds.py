@@ -16,10 +16,10 @@ import param
 
 from .guard_findings import storable, visible
 from .guard_plots import category_figure, percent, point_figure
-from .guard_state import GuardState, Setting, rested, served
+from .guard_state import GuardState, Setting, rested
 from .guard_survey import measurable, sample_texts, score_texts, wanted_of
 from .rerank_views import beside
-from .shell import Tell, card, csv_button
+from .shell import Tell, card, csv_button, served
 from .theme import escape, markup, styled
 from ..core import DataError
 from llmops_kit.guardrails.guard_report import (

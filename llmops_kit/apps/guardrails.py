@@ -12,12 +12,13 @@ from typing import Any
 
 import panel as pn
 
-from .guard_state import GuardState, check_text, served
+from .guard_state import GuardState, check_text
 from .guard_tab_batch import BatchFields, batch_tab, check_again
 from .guard_tab_chain import ChainFields, chain_tab, run_chain
 from .guard_tab_policy import FILE, policy_tab
 from .guard_tab_text import check_soon, guard_controls, text_tab
 from .guard_tab_thresholds import ThresholdFields, measure, thresholds_tab
+from .shell import served
 from ..guardrails.policy import Policy, load_policy
 
 # %% ../../nbs/90_apps/09_guardrails.ipynb #756ce657

@@ -48,7 +48,7 @@ from llmops_kit.apps.rerank_views import (
     table_card,
     upload_controls,
 )
-from .shell import card, code_pane, csv_button, soon
+from .shell import card, code_pane, csv_button, served, soon
 from .theme import CSS, escape, markup
 from .turns import HANDBOOK, MINE
 from ..rag.stages import StageReport
@@ -101,8 +101,8 @@ def quality_card(state: RerankState) -> pn.viewable.Viewable:
         *(fields.report, fields.stale, fields.measuring),
         *(fields.arrivals, fields.reranker, fields.about),
     )
-    served = bool(pn.state.curdoc and pn.state.curdoc.session_context)
-    asks = pn.bind(lambda _: not served or not is_free(state), fields.reranker)
+    shown = served()
+    asks = pn.bind(lambda _: not shown or not is_free(state), fields.reranker)
     button = pmui.Button(label="Measure", size="small", visible=asks)
     button.on_click(lambda _: measure(state))
     head = pn.Row(markup("<h2>All known questions</h2>", margin=(6, 0)), button)
@@ -218,7 +218,7 @@ class RerankingExplorer(RerankState):
         self.param.watch(lambda *_: search(self), ["question", *PIPELINE])
         self.param.watch(lambda *_: setattr(self, "stale", True), ["split", *PIPELINE])
         self.param.watch(lambda *_: measure_soon(self), ["split", "arrivals", "trail"])
-        if not (pn.state.curdoc and pn.state.curdoc.session_context):
+        if not served():
             search(self)
 
     def controls(self) -> pn.viewable.Viewable:
@@ -227,7 +227,7 @@ class RerankingExplorer(RerankState):
 
     def main(self) -> pn.viewable.Viewable:
         """One question, then all of them."""
-        if pn.state.curdoc and pn.state.curdoc.session_context:
+        if served():
             pn.state.onload(lambda: search(self))
         parts = chart_row(self), table_card(self), quality_card(self), steps_row(self)
         fields = ["question", "split", *PIPELINE]

@@ -18,7 +18,7 @@ from .bias_lens import ANSWER_A
 from .bias_state import MINE, NAMED, SAMPLE, BiasState
 from .bias_tasks import ask_model, open_material, pick_group, refresh
 from .passages import Clickable
-from .shell import card, code_pane, csv_button, soon
+from .shell import card, code_pane, csv_button, served, soon
 from .theme import CSS, escape, markup
 from llmops_kit.apps.verdict_tiles import (
     LAB_CSS,
@@ -117,7 +117,7 @@ class JudgeBiasLab(BiasState):
         self.param.watch(lambda _: open_material(self), "material")
         self.param.watch(lambda _: refresh(self), JUDGING)
         self.param.watch(lambda _: turned(self), DIALS)
-        if not (pn.state.curdoc and pn.state.curdoc.session_context):
+        if not served():
             refresh(self)
 
     def controls(self) -> pn.viewable.Viewable:
@@ -127,7 +127,7 @@ class JudgeBiasLab(BiasState):
 
     def main(self) -> pn.viewable.Viewable:
         """The judges in words, in figures, and the pairs behind them."""
-        if pn.state.curdoc and pn.state.curdoc.session_context:
+        if served():
             pn.state.onload(lambda: refresh(self))
         there = Scroll()
         parts = [words_card(self, there), *figure_tiles(self, there), share_tile(self, there)]
@@ -158,7 +158,7 @@ class JudgeBiasLab(BiasState):
 def turned(state: BiasState) -> None:
     """A dial was turned: judge anew, under a server once the hand rests."""
     if SIMULATED in state.judges:
-        if pn.state.curdoc and pn.state.curdoc.session_context:
+        if served():
             soon(state, "turn a dial", partial(refresh, state), wait=0.25)
         else:
             refresh(state)

@@ -20,6 +20,7 @@ from .corrections import Corrections, corrections
 from .daily import daily_metrics
 from .failures import FailureReport, failure_patterns
 from .feedback_store import FeedbackStore
+from .interactions import Interaction
 from .metrics import breakdown, calculate_metrics
 from .negatives import negatives
 from .readings import METRICS, Reading
@@ -139,7 +140,6 @@ def _reported(
     metrics = analyzer.calculate_metrics(window, where)
     held = {name: target for name in METRICS if (target := targets.of(name))}
     synthetic = {**(where or {}), "tags.synthetic": "true"}
-    made = calculate_metrics(store, window, synthetic, 1)["requests"].n
     return FeedbackReport(
         window=window,
         where=dict(where or {}),
@@ -153,6 +153,6 @@ def _reported(
         corrections=analyzer.get_user_corrections(window, where),
         signals=signals_and_ratings(store, window, where, min_n),
         raters=who_rates(store, window, where, min_n=min_n),
-        synthetic=made,
+        synthetic=store.count(Interaction, window.since, window.until, synthetic),
         targets=targets,
     )

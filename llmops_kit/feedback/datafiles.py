@@ -16,12 +16,12 @@ import sqlite3
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any
 
-from ..core import DataError, require
+from ..core import DataError, replacing, require
 from .fields import as_utc
 
 # %% ../../nbs/70_feedback/05_datafiles.ipynb #00d89d94
@@ -234,19 +234,9 @@ class Grouped:
 @contextmanager
 def replaced(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A file to write to; at the end it takes the place of `path` in one step, or it is gone."""
-    target = Path(path)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    except OSError as error:
-        raise DataError(f"{error.strerror}.", str(target), "Choose another place.") from None
-    os.close(handle)
-    try:
-        yield Path(name)
-        with open(name, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with ExitStack() as stack:
+        try:
+            draft = stack.enter_context(replacing(path))
+        except OSError as error:
+            raise DataError(f"{error.strerror}.", str(path), "Choose another place.") from None
+        yield draft

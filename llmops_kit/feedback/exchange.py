@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Make', 'Paths', 'Tagged', 'Exported', 'write_records', 'write_log', 'Imported', 'imported', 'read_records',
-           'read_log', 'staged', 'tried']
+           'read_log', 'staged', 'imported_groups', 'tried']
 
 # %% ../../nbs/70_feedback/05_exchange.ipynb #ebb97055
 import itertools
@@ -203,6 +203,30 @@ def staged(
             if len(bad) >= MOST:
                 break
     return ", ".join(map(str, several))
+
+
+def imported_groups(
+    paths: Paths,
+    store: FeedbackStore,
+    tag: Callable[[dict[str, Any], str, list[DataError]], Iterable[Tagged]],
+    records: Callable[[Grouped, list[DataError], Counter[str]], Iterator[Interaction | Feedback]],
+    bad: list[DataError] | None,
+) -> Imported:
+    """Import what `records(groups, faults, left_out)` makes of rows that belong together.
+
+    `tag(row, where, faults)` says what a row is and under which key it belongs.
+    """
+    with Grouped() as groups:
+        faults: list[DataError] = []
+        shown = staged(paths, lambda row, where: tag(row, where, faults), groups, faults)
+
+        def make(
+            found: list[DataError], left_out: Counter[str]
+        ) -> Iterator[Interaction | Feedback]:
+            found += faults
+            yield from records(groups, found, left_out)
+
+        return imported(store, make, bad, shown)
 
 
 def tried(

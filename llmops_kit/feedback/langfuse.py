@@ -13,7 +13,7 @@ from typing import Any
 
 from ..core import DataError
 from .datafiles import Grouped, moment, parsed
-from .exchange import Imported, Paths, Tagged, imported, staged, tried
+from .exchange import Imported, Paths, Tagged, imported_groups, tried
 from .feedback_store import FeedbackStore
 from llmops_kit.feedback.foreign import (
     MODEL,
@@ -203,34 +203,32 @@ def read_langfuse(
     Traces, observations and scores are told apart by their fields; give the files of a time
     together. One interaction for each trace, whose id is the request's.
     """
-    with Grouped() as traces:
-        faults: list[DataError] = []
-        shown = staged(paths, langfuse_rows, traces, faults)
 
-        def make(
-            found: list[DataError], left_out: Counter[str]
-        ) -> Iterator[Interaction | Feedback]:
-            found += faults
-            for key, rows in traces.groups():
-                by: dict[str, dict[str, dict[str, Any]]] = {
-                    "trace": {},
-                    "observation": {},
-                    "score": {},
-                }
-                for kind, row in rows:
-                    by[kind][str(row.get("id") or len(by[kind]))] = row  # the last of one id counts
-                if not key:
-                    left_out["score without a trace"] += len(by["score"])
-                    continue
-                trace, several = (
-                    next(iter(by["trace"].values()), {}),
-                    list(by["observation"].values()),
-                )
-                if trace or several:
-                    told = (trace, several, user_key, left_out)
-                    yield from tried(found, f"trace {key}", langfuse_interaction, *told)
-                for row in by["score"].values():
-                    score = (row, names, user_key, left_out)
-                    yield from tried(found, row["where"], langfuse_feedback, *score)
+    def records(
+        traces: Grouped, found: list[DataError], left_out: Counter[str]
+    ) -> Iterator[Interaction | Feedback]:
+        for key, rows in traces.groups():
+            by: dict[str, dict[str, dict[str, Any]]] = {
+                "trace": {},
+                "observation": {},
+                "score": {},
+            }
+            for kind, row in rows:
+                by[kind][str(row.get("id") or len(by[kind]))] = row  # the last of one id counts
+            if not key:
+                left_out["score without a trace"] += len(by["score"])
+                continue
+            trace, several = (
+                next(iter(by["trace"].values()), {}),
+                list(by["observation"].values()),
+            )
+            if trace or several:
+                told = (trace, several, user_key, left_out)
+                yield from tried(found, f"trace {key}", langfuse_interaction, *told)
+            for row in by["score"].values():
+                score = (row, names, user_key, left_out)
+                yield from tried(found, row["where"], langfuse_feedback, *score)
 
-        return imported(store, make, bad, shown)
+    return imported_groups(
+        paths, store, lambda row, where, _: langfuse_rows(row, where), records, bad
+    )

@@ -9,7 +9,7 @@ __all__ = ['LABELS', 'calculate_metrics', 'breakdown', 'distribution']
 import pandas as pd
 
 from ..core import DataError, Where
-from .counts import Counts, edges
+from .counts import Counts, edges, merged
 from .feedback_store import FeedbackStore
 from .readings import METRICS as METRICS
 from .readings import MetricInfo as MetricInfo
@@ -43,15 +43,13 @@ def breakdown(
     The most requests come first; "" are those without the label. DataError for more than LABELS
     values.
     """
-    found: dict[str, list[Counts]] = {}
-    for (_, label), counts in tally(store, as_window(window), where, [by]).items():
-        found.setdefault("" if label is None else str(label), []).append(counts)
+    counted = tally(store, as_window(window), where, [by]).items()
+    found = merged(("" if label is None else str(label), counts) for (_, label), counts in counted)
     if len(found) > LABELS:
         step = "Choose a label of fewer values, or a filter."
         raise DataError(f"{by} has {len(found)} values, {LABELS} are the most.", "breakdown", step)
-    merged = {label: Counts.merged(some) for label, some in found.items()}
-    order = sorted(merged, key=lambda label: (-merged[label].requests, label))
-    return {label: readings(merged[label], min_n) for label in order}
+    order = sorted(found, key=lambda label: (-found[label].requests, label))
+    return {label: readings(found[label], min_n) for label in order}
 
 # %% ../../nbs/70_feedback/07_metrics.ipynb #9f4a8213
 def distribution(

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..core import DataError
 from .datafiles import Grouped, moment
-from .exchange import Imported, Paths, Tagged, imported, staged, tried
+from .exchange import Imported, Paths, Tagged, imported_groups, tried
 from .feedback_store import FeedbackStore
 from .foreign import flattened, hashed, number_of, numbered, opinion, same_id
 from .interactions import Feedback, Interaction
@@ -99,32 +99,30 @@ def read_phoenix(
     Parquet or JSONL: a CSV has lists in Python's notation, which are not read. Annotations need the
     file of their spans beside them.
     """
-    with Grouped() as traces:
-        faults: list[DataError] = []
-        shown = staged(paths, phoenix_rows, traces, faults)
 
-        def make(
-            found: list[DataError], left_out: Counter[str]
-        ) -> Iterator[Interaction | Feedback]:
-            found += faults
-            with Grouped() as about:
-                for key, rows in traces.groups():
-                    spans = [TracedSpan(**row) for kind, row in rows if kind == "span"]
-                    requests = requests_of(spans, left_out)
-                    for request in requests:
-                        for span in request.spans:
-                            about.add(span.span_id, ["request", request.id])
-                    for kind, row in rows:
-                        if kind == "annotation":
-                            about.add(key, [kind, row])
-                    yield from records_of(requests, found, left_out, user_key, names)
-                for _, rows in about.groups():
-                    request_id = next((row for kind, row in rows if kind == "request"), None)
-                    for row in (row for kind, row in rows if kind == "annotation"):
-                        if request_id is None:
-                            left_out["annotation without its span"] += 1
-                            continue
-                        told = (row, request_id, names, user_key, left_out)
-                        yield from tried(found, row["where"], phoenix_feedback, *told)
+    def records(
+        traces: Grouped, found: list[DataError], left_out: Counter[str]
+    ) -> Iterator[Interaction | Feedback]:
+        with Grouped() as about:
+            for key, rows in traces.groups():
+                spans = [TracedSpan(**row) for kind, row in rows if kind == "span"]
+                requests = requests_of(spans, left_out)
+                for request in requests:
+                    for span in request.spans:
+                        about.add(span.span_id, ["request", request.id])
+                for kind, row in rows:
+                    if kind == "annotation":
+                        about.add(key, [kind, row])
+                yield from records_of(requests, found, left_out, user_key, names)
+            for _, rows in about.groups():
+                request_id = next((row for kind, row in rows if kind == "request"), None)
+                for row in (row for kind, row in rows if kind == "annotation"):
+                    if request_id is None:
+                        left_out["annotation without its span"] += 1
+                        continue
+                    told = (row, request_id, names, user_key, left_out)
+                    yield from tried(found, row["where"], phoenix_feedback, *told)
 
-        return imported(store, make, bad, shown)
+    return imported_groups(
+        paths, store, lambda row, where, _: phoenix_rows(row, where), records, bad
+    )

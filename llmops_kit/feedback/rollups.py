@@ -16,7 +16,7 @@ import numpy as np
 from sqlalchemy import ColumnElement, Connection, and_, delete, or_, select
 
 from ..core import StoreError, Where
-from .counts import Counts, Histogram, Key, counted, grouped
+from .counts import Counts, Histogram, Key, counted, grouped, merged
 from .feedback_store import FeedbackStore
 from .schema import DAY, HOUR, MEASURES, SUMS, changed, rollups
 from .windows import Window
@@ -157,13 +157,6 @@ def _split(
     return spans, _runs(hours), counts
 
 # %% ../../nbs/70_feedback/06_rollups.ipynb #142643fc
-def _merged(some: Iterable[tuple[Key, Counts]]) -> dict[Key, Counts]:
-    found: dict[Key, list[Counts]] = {}
-    for key, counts in some:
-        found.setdefault(key, []).append(counts)
-    return {key: Counts.merged(group) for key, group in found.items()}
-
-
 def tally(
     store: FeedbackStore,
     window: Window,
@@ -192,4 +185,4 @@ def tally(
         if these:
             chosen = and_(or_(*these), *filters)
             found += _kept(connection, chosen, [KEYS[name] for name in by], step).items()
-    return _merged(found)
+    return merged(found)

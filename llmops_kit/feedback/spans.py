@@ -12,7 +12,7 @@ from typing import Any
 
 from ..core import DataError
 from .datafiles import Grouped, parsed
-from .exchange import Imported, Paths, Tagged, imported, staged
+from .exchange import Imported, Paths, Tagged, imported_groups
 from .feedback_store import FeedbackStore
 from llmops_kit.feedback.foreign import (
     MODEL,
@@ -228,21 +228,16 @@ def read_spans(
     `user_key` hashes users, who are left out and counted without it; `names` maps names of scores
     to "thumbs", "stars" or "correction". Bad spans refuse everything unless `bad` is a list.
     """
-    with Grouped() as traces:
-        faults: list[DataError] = []
 
-        def tag(row: dict[str, Any], where: str) -> Iterator[Tagged]:
-            for span in spans_of(row, where, faults):
-                yield "span", span.trace_id, span.to_dict()
+    def tag(row: dict[str, Any], where: str, faults: list[DataError]) -> Iterator[Tagged]:
+        for span in spans_of(row, where, faults):
+            yield "span", span.trace_id, span.to_dict()
 
-        shown = staged(paths, tag, traces, faults)
+    def records(
+        traces: Grouped, found: list[DataError], left_out: Counter[str]
+    ) -> Iterator[Interaction | Feedback]:
+        for _, rows in traces.groups():
+            requests = requests_of([TracedSpan(**row) for _, row in rows], left_out)
+            yield from records_of(requests, found, left_out, user_key, names)
 
-        def make(
-            found: list[DataError], left_out: Counter[str]
-        ) -> Iterator[Interaction | Feedback]:
-            found += faults
-            for _, rows in traces.groups():
-                requests = requests_of([TracedSpan(**row) for _, row in rows], left_out)
-                yield from records_of(requests, found, left_out, user_key, names)
-
-        return imported(store, make, bad, shown)
+    return imported_groups(paths, store, tag, records, bad)
