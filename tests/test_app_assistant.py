@@ -146,6 +146,7 @@ def test_ask_open_a_citation_thumb_down_and_correct(page: Any, served: Served) -
     shot(page, "assistant-form")
 
 
+@pytest.mark.alone  # it copies: the clipboard and the focus are one for all browsers
 @pytest.mark.needs("chromium")
 def test_again_copy_rephrase_and_a_guard_that_blocks(page: Any, served: Served) -> None:
     first = "Which error code says that the mandate's limit is exceeded?"
