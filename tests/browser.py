@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -178,6 +178,43 @@ def settled(page: Any, quiet_ms: int = 400) -> None:
     """Wait until Bokeh has drawn everything and nothing was sent for a moment."""
     page.wait_for_function("window.Bokeh && Bokeh.documents.length && Bokeh.documents[0].is_idle")
     page.wait_for_timeout(quiet_ms)
+
+
+def until(seen: Any, act: Callable[[], None], tries: int = 6) -> None:
+    """Repeat `act` until `seen` is on the page, as a person would: a chart that is being drawn anew
+    loses a click, and a mouse that is already there moves nothing."""
+    from playwright.sync_api import TimeoutError as Late
+
+    for _ in range(tries - 1):
+        act()
+        with contextlib.suppress(Late):
+            seen.wait_for(timeout=5_000)
+            return
+    act()
+    seen.wait_for()
+
+
+def holds(fact: Callable[[], bool], seconds: float = 30) -> bool:
+    """Whether `fact` comes true in time: for what changes on a page with no element to wait for."""
+    end = time.monotonic() + seconds
+    while not (true := fact()) and time.monotonic() < end:
+        time.sleep(0.1)
+    return true
+
+
+def width(page: Any) -> int:
+    """How wide the page is, in pixels, with what hangs over its edge."""
+    return page.evaluate("document.scrollingElement.scrollWidth")
+
+
+def hovered(point: Any, seen: Any) -> None:
+    """Come with the mouse to a point of a chart until what it says is on the page."""
+
+    def come() -> None:
+        point.page.mouse.move(5, 5)
+        point.hover(force=True)
+
+    until(seen, come)
 
 
 def shot(page: Any, name: str) -> None:

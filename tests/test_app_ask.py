@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Server, free_port, process, serve, settled, shot, wait_for, watched
+from browser import Server, free_port, holds, process, serve, settled, shot, wait_for, watched
 
 from llmops_kit.apps.ask import EXAMPLES, AskHandbook
 from llmops_kit.apps.turns import Turn
@@ -83,7 +83,7 @@ def test_an_example_is_answered_and_its_citation_opens_the_passage(page: Any) ->
     assert "8,000 EUR" in Path(download.value.path()).read_text()
     assert "The highest cap on Team is 8,000 EUR." in mark.inner_text()
     inside = page.locator(".passage").bounding_box()
-    assert mark.bounding_box()["y"] < inside["y"] + inside["height"]
+    assert holds(lambda: mark.bounding_box()["y"] < inside["y"] + inside["height"])
     assert "hybrid" in page.locator(".stages").inner_text()
     assert "RAGPipeline" in page.locator(".line code").inner_text()
     shot(page, "ask-answer")
@@ -108,8 +108,7 @@ def test_an_answer_streams_and_can_be_stopped(browser: Any, tmp_path: Path) -> N
         page.locator(".chip").first.click()
         page.locator(".cite").first.wait_for()  # a citation can be clicked while the rest streams
         short = len(page.locator(".answer").inner_text())
-        page.wait_for_timeout(1000)
-        assert len(page.locator(".answer").inner_text()) > short
+        assert holds(lambda: len(page.locator(".answer").inner_text()) > short)
         page.locator(".cite").first.click()
         page.locator(".passage mark").wait_for()
 
@@ -182,8 +181,8 @@ def test_dark_mode_is_legible(browser: Any, server: Server) -> None:
             "node => getComputedStyle(node).color.match(/\\d+/g).map(Number)"
         )
         assert min(colours[:3]) > 150
-        wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
-        assert wide <= 0
+        wide = "document.documentElement.scrollWidth - window.innerWidth"
+        assert holds(lambda: page.evaluate(wide) <= 0)
         assert watch.faults() == []
 
 

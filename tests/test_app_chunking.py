@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Server, serve, settled, shot, watched
+from browser import Server, holds, hovered, serve, settled, shot, watched, width
 
 from llmops_kit.rag.documents import handbook_documents
 
@@ -90,8 +90,7 @@ def test_effect_is_measured_without_a_click_and_the_table_leaves_as_csv(page: An
     page.set_viewport_size({"width": 1280, "height": 1400})
     page.wait_for_timeout(500)
     shot(page, "chunking")
-    width = page.evaluate("document.scrollingElement.scrollWidth")
-    assert width <= 1280  # nothing hangs over the edge
+    assert holds(lambda: width(page) <= 1280)  # nothing hangs over the edge
     with page.expect_download() as download:
         page.get_by_text("Export CSV").first.click()
     rows = list(csv.DictReader(Path(download.value.path()).read_text().splitlines()))
@@ -204,9 +203,8 @@ def test_a_semantic_setting_shows_its_curve(page: Any) -> None:
     dots = plot.locator(".scatterlayer .trace").nth(1).locator(".point")
     chunks = int(head(page).inner_text().split(" chunk")[0].split()[-1])
     assert dots.count() == chunks - 1
-    dots.first.hover(force=True)
     said = page.locator(".hovertext").first
-    said.wait_for()
+    hovered(dots.first, said)
     assert "cosine" in said.text_content() and "break" in said.text_content()
     shot(page, "chunking-semantic")
     page.mouse.move(5, 5)
@@ -216,7 +214,7 @@ def test_a_semantic_setting_shows_its_curve(page: Any) -> None:
     page.locator("code", has_text="('semantic', 200, 0, 25)").wait_for()
     settled(page)
     assert dots.count() > chunks - 1
-    assert page.evaluate("document.scrollingElement.scrollWidth") <= 1280
+    assert holds(lambda: width(page) <= 1280)
 
 
 def test_the_curve_in_dark_mode_and_hostile_text(browser: Any, server: Server) -> None:
@@ -226,8 +224,8 @@ def test_the_curve_in_dark_mode_and_hostile_text(browser: Any, server: Server) -
         upload(page, 0, "hostile.md", HOSTILE * 12)
         page.get_by_text("hostile.md · ").wait_for()
         choose_semantic(page, 1)
-        page.locator(".js-plotly-plot:visible .scatterlayer .trace .point").first.hover(force=True)
-        page.locator(".hovertext").first.wait_for()
+        dot = page.locator(".js-plotly-plot:visible .scatterlayer .trace .point").first
+        hovered(dot, page.locator(".hovertext").first)
         shot(page, "chunking-semantic-dark")
         assert page.evaluate("window.hacked") is None
         assert page.locator("img[src='x']").count() == 0

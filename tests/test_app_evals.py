@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Server, serve, settled, shot, watched
+from browser import Server, holds, serve, settled, shot, watched, width
 
 from llmops_kit.apps.eval_cases import pair_cases, word_diff
 from llmops_kit.apps.eval_reports import EvalReports
@@ -115,7 +115,7 @@ def test_it_starts_on_two_runs_of_its_own(page: Any) -> None:
     page.set_viewport_size({"width": 1280, "height": 2600})
     page.wait_for_timeout(600)
     shot(page, "evals")
-    assert page.evaluate("document.scrollingElement.scrollWidth") <= 1280
+    assert holds(lambda: width(page) <= 1280)
 
 
 @pytest.mark.needs("chromium")
@@ -206,9 +206,10 @@ def test_dark_mode_is_legible(browser: Any, server: Server) -> None:
         shot(page, "evals-dark")
         ink = "n => getComputedStyle(n).color.match(/\\d+/g).slice(0, 3).map(Number)"
         for place in (".text", ".cases td", ".runs b", ".down"):
-            assert max(page.locator(place).first.evaluate(ink)) > 140
+            assert holds(lambda at=page.locator(place).first: max(at.evaluate(ink)) > 140)
         fill = "n => getComputedStyle(n).fill.match(/\\d+/g).map(Number)"
-        assert max(page.locator(".ytick text").first.evaluate(fill)[:3]) > 140
+        tick = page.locator(".ytick text").first
+        assert holds(lambda: max(tick.evaluate(fill)[:3]) > 140)
         assert watch.faults() == []
     assert server.faults() == []
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Server, serve, settled, shot, watched
+from browser import Server, holds, serve, settled, shot, watched, width
 
 from llmops_kit.apps.guard_demo import BEHAVIOURS, GOOD, SAMPLES, demo_llm
 from llmops_kit.apps.guard_findings import findings_html, marked, visible
@@ -81,7 +81,7 @@ def test_dark_mode_is_legible(browser: Any, server: Server) -> None:
         shot(page, "guardrails-dark")
         ink = "n => getComputedStyle(n).color.match(/\\d+/g).slice(0, 3).map(Number)"
         for place in ("mark", ".finds td", "h2", ".act"):
-            assert max(page.locator(place).first.evaluate(ink)) > 140
+            assert holds(lambda at=page.locator(place).first: max(at.evaluate(ink)) > 140)
         for name, place in (
             ("Thresholds", ".js-plotly-plot .errorbars path"),
             ("Chain", "ol.steps .end"),
@@ -102,7 +102,7 @@ def test_it_starts_with_findings_and_hostile_text_is_text(page: Any) -> None:
     page.get_by_text("Goes on, redacted because of pii").wait_for()
     page.locator(".js-plotly-plot .bars path").first.wait_for()
     assert "pii: email" in page.locator("mark").first.get_attribute("title")
-    assert page.evaluate("document.scrollingElement.scrollWidth") <= 1280
+    assert holds(lambda: width(page) <= 1280)
     page.wait_for_timeout(400)
     shot(page, "guardrails")
     box = page.locator("textarea:visible").first

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Server, serve, settled, shot, watched
+from browser import Server, holds, hovered, serve, settled, shot, until, watched, width
 
 from llmops_kit.apps.bias_judges import BOTH, SIMULATED
 from llmops_kit.apps.bias_state import LLMBAR, MINE, SAMPLE
@@ -80,13 +80,14 @@ def test_it_starts_with_the_sample_and_a_click_shows_the_pair(page: Any) -> None
     assert "simulated-long" in second and "leans to the longer answer" in second
     page.locator(".js-plotly-plot").nth(5).wait_for()
     assert page.get_by_text("Both judges are dice").is_visible()
-    assert page.evaluate("document.scrollingElement.scrollWidth") <= 1280
+    assert holds(lambda: width(page) <= 1280)
     page.set_viewport_size({"width": 1280, "height": 2300})
     page.wait_for_timeout(600)
     shot(page, "judges")
     page.locator(".group", has_text="not as people").wait_for()
-    page.locator(".js-plotly-plot .scatterlayer .point").nth(1).click(force=True)
-    page.locator(".group", has_text="simulated-long · dials: all pairs (60 pairs)").wait_for()
+    point = page.locator(".js-plotly-plot .scatterlayer .point").nth(1)
+    group = page.locator(".group", has_text="simulated-long · dials: all pairs (60 pairs)")
+    until(group, lambda: point.click(force=True))
     rows = page.locator(".pairs tr[data-source]")
     assert rows.count() == 60
     asked = rows.nth(3).locator("button").inner_text()
@@ -126,8 +127,9 @@ def test_an_uploaded_run_is_text_and_bad_rows_are_named(page: Any) -> None:
     assert judges(page).count() == 1
     page.locator(".question", has_text="<script>window.hacked=1</script>").wait_for()
     page.set_viewport_size({"width": 1280, "height": 2300})
-    page.locator(".js-plotly-plot .scatterlayer .point").first.hover(force=True)
-    page.wait_for_timeout(400)
+    hovered(
+        page.locator(".js-plotly-plot .scatterlayer .point").first, page.locator(".hovertext").first
+    )
     shot(page, "judges-own")
     page.get_by_label("Pairs and runs").click()
     page.get_by_role("menuitem", name=SAMPLE).click()
@@ -159,9 +161,13 @@ def test_dark_mode_is_legible_and_sessions_are_apart(browser: Any, server: Serve
         dark.wait_for_timeout(600)
         shot(dark, "judges-dark")
         ink = "node => getComputedStyle(node).fill.match(/\\d+/g).map(Number)"
-        labels = dark.locator(".js-plotly-plot .xtick text").all()
-        assert len(labels) >= 10
-        assert all(max(label.evaluate(ink)[:3]) > 140 for label in labels)
+        labels = dark.locator(".js-plotly-plot .xtick text")
+        assert holds(
+            lambda: (
+                labels.count() >= 10
+                and all(max(label.evaluate(ink)[:3]) > 140 for label in labels.all())
+            )
+        )
         assert one.faults() == [] and two.faults() == []
     assert server.faults() == []
 

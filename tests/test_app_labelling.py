@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Server, serve, settled, shot, watched
+from browser import Server, holds, serve, settled, shot, watched, width
 
 from llmops_kit.apps.label_state import labels_file, press, sample_pairs
 from llmops_kit.apps.labelling import Labelling
@@ -170,7 +170,7 @@ def test_many_labels_dark_and_light(browser: Any, server: Server, store: LabelSt
             page.get_by_text("You chose the left answer").wait_for()
             page.wait_for_timeout(700)
             shot(page, name)
-            assert page.evaluate("document.scrollingElement.scrollWidth") <= 1280
+            assert holds(lambda: width(page) <= 1280)
             ink = "n => getComputedStyle(n).color.match(/\\d+/g).slice(0, 3).map(Number)"
             for place in (".said", ".ask", "td", "h2"):
                 level = max(page.locator(place).first.evaluate(ink))

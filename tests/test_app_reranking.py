@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Server, serve, settled, shot, watched
+from browser import Server, holds, hovered, serve, settled, shot, until, watched, width
 
 from llmops_kit.apps.rerank_state import START
 from llmops_kit.apps.rerank_tasks import measure
@@ -90,8 +90,7 @@ def test_it_starts_with_a_question_where_the_reranker_helps(page: Any) -> None:
     page.locator(".pairs b", has_text="resigned").wait_for()
     inside, mark = page.locator(".passage"), page.locator(".passage mark")
     low = inside.bounding_box()["y"] + inside.bounding_box()["height"]
-    page.wait_for_timeout(300)
-    assert mark.bounding_box()["y"] < low  # it was scrolled to
+    assert holds(lambda: mark.bounding_box()["y"] < low)  # it was scrolled to
     shot(page, "reranking")
 
 
@@ -106,7 +105,7 @@ def test_all_questions_are_measured_without_a_click(page: Any) -> None:
     page.set_viewport_size({"width": 1280, "height": 2500})
     page.wait_for_timeout(500)
     shot(page, "reranking-all")
-    assert page.evaluate("document.scrollingElement.scrollWidth") <= 1280
+    assert holds(lambda: width(page) <= 1280)
     page.set_viewport_size({"width": 1280, "height": 900})
     case = page.locator(".asked tr[data-source]", has_text="command line takes ages")
     case.locator("button").click()
@@ -123,10 +122,9 @@ def test_a_click_on_a_line_or_a_row_opens_the_chunk(page: Any) -> None:
     title = row(page).locator("td").first.inner_text()
     assert page.locator("h2", has_text=title).count() >= 1
     points = page.locator(".js-plotly-plot .scatterlayer .trace").last.locator(".point")
-    points.last.click(force=True)  # the answer is drawn last, on top
-    page.locator(".lanes tr.gold.on").wait_for()
-    points.last.hover(force=True)
-    page.locator(".hoverlayer text", has_text="answers the question").first.wait_for()
+    # The answer is drawn last, on top.
+    until(page.locator(".lanes tr.gold.on"), lambda: points.last.click(force=True))
+    hovered(points.last, page.locator(".hoverlayer text", has_text="answers the question").first)
     shot(page, "reranking-hover")
 
 
@@ -229,9 +227,13 @@ def test_dark_mode_is_legible_and_sessions_are_apart(browser: Any, server: Serve
         dark.wait_for_timeout(500)
         shot(dark, "reranking-dark")
         ink = "node => getComputedStyle(node).fill.match(/\\d+/g).map(Number)"
-        names = dark.locator(".js-plotly-plot .annotation-text").all()
-        assert len(names) >= 20
-        assert all(max(name.evaluate(ink)[:3]) > 140 for name in names)
+        names = dark.locator(".js-plotly-plot .annotation-text")
+        assert holds(
+            lambda: (
+                names.count() >= 20
+                and all(max(name.evaluate(ink)[:3]) > 140 for name in names.all())
+            )
+        )
         assert one.faults() == [] and two.faults() == []
     assert server.faults() == []
 
