@@ -82,17 +82,17 @@ def test_the_tutorial_displays_the_explorer(lab: str) -> None:
         last = page.locator(".jp-RenderedText", has_text="from llmops_kit.apps import")
         last.wait_for(timeout=120_000)
         head = page.locator(".head:has(.sA)")
-        head.wait_for(timeout=60_000)
+        head.wait_for(timeout=240_000)
         assert "fixed" in head.inner_text()
         page.wait_for_timeout(3_000)  # JupyterLab draws a large output twice
         head.scroll_into_view_if_needed()
         shot(page, "jupyterlab")
         before = head.inner_text()
         page.get_by_role("slider").first.press("ArrowLeft")
-        page.locator("code", has_text="('fixed', 192, 40)").wait_for(timeout=30_000)
+        page.locator("code", has_text="('fixed', 192, 40)").wait_for(timeout=120_000)
         for _ in range(6):
             page.get_by_role("slider").first.press("ArrowLeft")
-        page.locator("code", has_text="('fixed', 144, 40)").wait_for(timeout=30_000)
+        page.locator("code", has_text="('fixed', 144, 40)").wait_for(timeout=120_000)
         assert head.inner_text() != before
         assert faults(page, watch) == []
 
@@ -104,7 +104,7 @@ def test_the_tutorial_displays_the_reranking_explorer(lab: str) -> None:
         last = page.locator(".jp-RenderedText", has_text="from llmops_kit.apps import")
         last.wait_for(timeout=240_000)
         picked = page.locator(".lanes tr.on")
-        picked.wait_for(timeout=60_000)
+        picked.wait_for(timeout=240_000)
         page.wait_for_timeout(3_000)  # JupyterLab draws a large output twice
         page.locator(".js-plotly-plot .annotation-text").first.scroll_into_view_if_needed()
         shot(page, "jupyterlab-reranking")
@@ -112,9 +112,9 @@ def test_the_tutorial_displays_the_reranking_explorer(lab: str) -> None:
         chart = page.locator(".js-plotly-plot").first.bounding_box()
         assert chart["width"] > 450  # the chunk went below, the chart is not squeezed
         page.get_by_role("slider").nth(1).press("ArrowLeft")
-        page.locator("code", has_text="k=4").wait_for(timeout=30_000)
+        page.locator("code", has_text="k=4").wait_for(timeout=120_000)
         page.locator(".lanes tr[data-source='3'] button").click()
-        page.locator(".lanes tr.on[data-source='3']").wait_for(timeout=30_000)
+        page.locator(".lanes tr.on[data-source='3']").wait_for(timeout=120_000)
         assert "Troubleshooting" not in picked.inner_text()
         assert faults(page, watch) == []
 

@@ -18,7 +18,7 @@ def test_the_tutorial_displays_the_lab(lab: str, tmp_path: Path) -> None:  # noq
         last = page.locator(".jp-RenderedText", has_text="from llmops_kit.apps import")
         last.wait_for(timeout=240_000)
         rows = page.locator(".words tr[data-source]")
-        rows.nth(5).wait_for(timeout=60_000)  # three judges, and each in both orders
+        rows.nth(5).wait_for(timeout=240_000)  # three judges, and each in both orders
         page.wait_for_timeout(3_000)  # JupyterLab draws a large output twice
         page.locator(".words").first.scroll_into_view_if_needed()
         shot(page, "jupyterlab-judges")
@@ -26,5 +26,5 @@ def test_the_tutorial_displays_the_lab(lab: str, tmp_path: Path) -> None:  # noq
         rows.nth(1).locator("button").click()
         page.locator(".group", has_text="simulated-long · dials: all pairs").wait_for()
         page.get_by_role("slider").nth(1).press("ArrowLeft")
-        page.locator("code", has_text="first=2.75").wait_for(timeout=30_000)
+        page.locator("code", has_text="first=2.75").wait_for(timeout=120_000)
         assert faults(page, watch) == []
