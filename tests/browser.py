@@ -180,7 +180,7 @@ def settled(page: Any, quiet_ms: int = 400) -> None:
     page.wait_for_timeout(quiet_ms)
 
 
-def until(seen: Any, act: Callable[[], None], tries: int = 6) -> None:
+def until(seen: Any, act: Callable[[], None], tries: int = 6, seconds: float = 5) -> None:
     """Repeat `act` until `seen` is on the page, as a person would: a chart that is being drawn anew
     loses a click, and a mouse that is already there moves nothing."""
     from playwright.sync_api import TimeoutError as Late
@@ -188,7 +188,7 @@ def until(seen: Any, act: Callable[[], None], tries: int = 6) -> None:
     for _ in range(tries - 1):
         act()
         with contextlib.suppress(Late):
-            seen.wait_for(timeout=5_000)
+            seen.wait_for(timeout=seconds * 1_000)
             return
     act()
     seen.wait_for()

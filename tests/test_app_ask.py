@@ -114,6 +114,7 @@ def test_an_answer_streams_and_can_be_stopped(browser: Any, tmp_path: Path) -> N
 
         page.get_by_label("Stop").click()
         page.get_by_text("Stopped.").wait_for()
+        settled(page)  # what was sent before the stop is drawn
         still = page.locator(".answer").inner_text()
         page.wait_for_timeout(600)
         assert page.locator(".answer").inner_text() == still

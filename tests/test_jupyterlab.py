@@ -1,16 +1,17 @@
 """The tutorials in a real JupyterLab: they run, the explorers display, and a slider works."""
 
+import contextlib
 import json
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
-from browser import Watch, chromium, free_port, process, shot, wait_for, watched
-from playwright.sync_api import TimeoutError
+from browser import Watch, chromium, free_port, process, shot, until, wait_for, watched
+from playwright.sync_api import Error
 
 pytestmark = pytest.mark.needs("chromium")
 ROOT = Path(__file__).parent.parent
@@ -20,13 +21,22 @@ SETTINGS = {
 }
 
 
+def put(notebook: Path, folder: Path) -> None:
+    """Copy a notebook without its outputs, so that what a test sees was made by its own run."""
+    copy = nbformat.read(notebook, as_version=4)
+    for cell in copy.cells:
+        if cell.cell_type == "code":
+            cell.update(outputs=[], execution_count=None)
+    nbformat.write(copy, folder / notebook.name)
+
+
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[str]:
     """The address of a JupyterLab with the tutorials in it, set up as `make lab` does."""
     work, port = tmp_path / "work", free_port()
     work.mkdir()
     for tutorial in (ROOT / "nbs" / "20_rag").glob("tutorial_*.ipynb"):
-        shutil.copy(tutorial, work)
+        put(tutorial, work)
     for name, settings in SETTINGS.items():
         path = tmp_path / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,23 +66,33 @@ def lab(tmp_path: Path) -> Iterator[str]:
 
 
 def run_all(page: Any) -> None:
-    """Run every cell, once the kernel is there to take them."""
+    """Run every cell; a JupyterLab that is still starting drops the order, or asks for a kernel."""
     page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=90_000)
-    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(timeout=90_000)
-    prompts = page.locator(".jp-CodeCell .jp-InputPrompt", has_text=re.compile(r"[*\d]"))
     accept = page.locator(".jp-Dialog button.jp-mod-accept")
-    for patience in (20_000, 20_000, 90_000):  # a JupyterLab that is still starting drops the order
+    begun = page.locator(".jp-CodeCell .jp-InputPrompt", has_text=re.compile(r"[*\d]"))
+    idle = page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]")
+
+    def order() -> None:
+        idle.or_(accept).first.wait_for(timeout=90_000)
         page.wait_for_timeout(1_000)
+        if accept.is_visible():  # a slow start: JupyterLab asks which kernel the notebook wants
+            accept.click()
+            idle.wait_for(timeout=90_000)
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        try:
-            prompts.or_(accept).first.wait_for(timeout=patience)
-            break
-        except TimeoutError:
-            if patience == 90_000:
-                raise
-    if accept.is_visible():  # a slow start: JupyterLab asks which kernel the notebook wants
-        accept.click()
+
+    until(begun.first, order, seconds=20)
+
+
+def in_view(part: Any) -> None:
+    """Scroll to a part of an output; JupyterLab draws a large one twice, and the first one goes."""
+    part.page.wait_for_timeout(3_000)
+    for _ in range(20):
+        with contextlib.suppress(Error):
+            part.scroll_into_view_if_needed()
+            return
+        part.page.wait_for_timeout(1_000)
+    part.scroll_into_view_if_needed()
 
 
 def test_the_tutorial_displays_the_explorer(lab: str) -> None:
@@ -84,8 +104,7 @@ def test_the_tutorial_displays_the_explorer(lab: str) -> None:
         head = page.locator(".head:has(.sA)")
         head.wait_for(timeout=240_000)
         assert "fixed" in head.inner_text()
-        page.wait_for_timeout(3_000)  # JupyterLab draws a large output twice
-        head.scroll_into_view_if_needed()
+        in_view(head)
         shot(page, "jupyterlab")
         before = head.inner_text()
         page.get_by_role("slider").first.press("ArrowLeft")
@@ -105,8 +124,7 @@ def test_the_tutorial_displays_the_reranking_explorer(lab: str) -> None:
         last.wait_for(timeout=240_000)
         picked = page.locator(".lanes tr.on")
         picked.wait_for(timeout=240_000)
-        page.wait_for_timeout(3_000)  # JupyterLab draws a large output twice
-        page.locator(".js-plotly-plot .annotation-text").first.scroll_into_view_if_needed()
+        in_view(page.locator(".js-plotly-plot .annotation-text").first)
         shot(page, "jupyterlab-reranking")
         assert "Troubleshooting" in picked.inner_text()
         chart = page.locator(".js-plotly-plot").first.bounding_box()

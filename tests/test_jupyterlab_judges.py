@@ -1,17 +1,16 @@
 """The tutorial of the judge-bias lab in a real JupyterLab: it runs, and a click opens pairs."""
 
-import shutil
 from pathlib import Path
 
 import pytest
 from browser import chromium, shot, watched
-from test_jupyterlab import ROOT, faults, lab, run_all  # noqa: F401  (lab is a fixture)
+from test_jupyterlab import ROOT, faults, in_view, lab, put, run_all  # noqa: F401  (lab is a fixture)
 
 pytestmark = pytest.mark.needs("chromium")
 
 
 def test_the_tutorial_displays_the_lab(lab: str, tmp_path: Path) -> None:  # noqa: F811
-    shutil.copy(ROOT / "nbs" / "10_evals" / "tutorial_judges.ipynb", tmp_path / "work")
+    put(ROOT / "nbs" / "10_evals" / "tutorial_judges.ipynb", tmp_path / "work")
     with chromium() as browser, watched(browser, height=1000) as (page, watch):
         page.goto(f"{lab}/lab/tree/tutorial_judges.ipynb?reset")
         run_all(page)
@@ -19,8 +18,7 @@ def test_the_tutorial_displays_the_lab(lab: str, tmp_path: Path) -> None:  # noq
         last.wait_for(timeout=240_000)
         rows = page.locator(".words tr[data-source]")
         rows.nth(5).wait_for(timeout=240_000)  # three judges, and each in both orders
-        page.wait_for_timeout(3_000)  # JupyterLab draws a large output twice
-        page.locator(".words").first.scroll_into_view_if_needed()
+        in_view(page.locator(".words").first)
         shot(page, "jupyterlab-judges")
         assert "leans to the first place" in rows.first.inner_text()
         rows.nth(1).locator("button").click()
