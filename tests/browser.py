@@ -166,7 +166,7 @@ def watched(browser: Any, width: int = 1280, height: int = 900) -> Iterator[tupl
     """A new page in a context of its own, and the watch over it."""
     context = browser.new_context(viewport={"width": width, "height": height})
     page, watch = context.new_page(), Watch()
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(90_000)
     watch.on(page)
     try:
         yield page, watch
