@@ -21,11 +21,12 @@ from .extractive import ExtractiveLLM
 from .feedback.collector import FeedbackCollector
 from .feedback.feedback_store import FeedbackStore
 from .feedback.interactions import Interaction
-from .handbook_service import HandbookService, handbook_index
+from .handbook_service import HandbookService
 from .llm import Event, run_sync
 from .rag.answer import Answer
 from .rag.answers import answer_accuracy, as_sources, faithfulness
 from .rag.documents import handbook_documents, handbook_questions
+from .rag.index import handbook_index
 
 # %% ../nbs/80_service/81_answer_pool.ipynb #1836fbd1
 @dataclass(frozen=True)

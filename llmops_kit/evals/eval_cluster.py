@@ -16,12 +16,12 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..cluster import _import_ray, _join, _plainly
+from ..cluster import errors_of, import_ray, join_ray
 from ..core import DataError, LLMOpsError, Record, append_jsonl, read_jsonl
 from .cases import TestCase, content_hash
 from .journal import hold_journal, plain, row_key
-from .pipeline import Answerer, EvalPipeline, _identity
-from .report import CaseResult, EvalReport, MetricInfo, _why
+from .pipeline import Answerer, EvalPipeline, name_of
+from .report import CaseResult, EvalReport, MetricInfo, why_unscored
 from ..llm import LLM
 
 # %% ../../nbs/10_evals/04_eval_cluster.ipynb #b4ba2844
@@ -73,7 +73,7 @@ class RayEvalPipeline(EvalPipeline):
         **params: Any,
     ) -> EvalReport:
         """The report of all cases, as in `EvalPipeline`; kept are whole slices of 32 cases."""
-        identity, path = _identity(llm, name, journal), Path(journal) if journal else None
+        identity, path = name_of(llm, name, journal), Path(journal) if journal else None
         known: dict[str, list[CaseResult]] = {}
         with hold_journal(path):
             if path and path.exists():
@@ -88,7 +88,7 @@ class RayEvalPipeline(EvalPipeline):
 def _failed(result: CaseResult) -> bool:
     """Whether a case or one of its scores failed, so that a later run should try it again."""
     unscored = (score for score in result.scores.values() if score.value is None)
-    return bool(result.error) or any(_why(score) == "failed" for score in unscored)
+    return bool(result.error) or any(why_unscored(score) == "failed" for score in unscored)
 
 
 def _spread(
@@ -104,10 +104,10 @@ def _spread(
     keys = _keys(pipeline, identity, params)
     todo = [(key, part) for key, part in keys if key not in known]
     if todo:
-        ray = _import_ray(local=pipeline.address is None)
-        joined = _join(ray, pipeline.address)
+        ray = import_ray(local=pipeline.address is None)
+        joined = join_ray(ray, pipeline.address)
         try:
-            with _plainly(ray, "a worker ended", "RayEvalPipeline"):
+            with errors_of(ray, "a worker ended", "RayEvalPipeline"):
                 _collect(ray, pipeline, target, (identity, params), todo, known, path, progress)
         finally:
             if joined:

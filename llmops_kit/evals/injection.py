@@ -7,7 +7,6 @@ __all__ = ['find_injection', 'Screening', 'screen', 'Screened']
 
 # %% ../../nbs/10_evals/06_injection.ipynb #4641a00a
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
@@ -16,35 +15,21 @@ from functools import cache
 from ..core import DataError, Finding, Record, as_code
 from .judge_runs import Order, Pick
 from .pairwise import AnswerPair, PairwiseJudge
+from ..fold import fold
 from ..stats import Estimate, mean
 
 # %% ../../nbs/10_evals/06_injection.ipynb #cc38b8a1
-_FOREIGN = "авеёікмнорстухзјѕԁһԛԝАВЕЅІЈКМНОРСТУХЗοαενιρτυκχΑΒΕΖΗΙΚΜΝΟΡΤΥΧıɡɑ’‘“”–—"
-_LATIN = "abeeikmhopctyx3jsdhqwABESIJKMHOPCTYX3oaevipTukxABEZHIKMNOPTYXiga''\"\"--"
-_ALIKE = str.maketrans(_FOREIGN, _LATIN)
-
-
-@cache
-def _letters(char: str) -> str:
-    """What one character looks like in plain letters; nothing for what cannot be seen."""
-    if "\U000e0020" <= char <= "\U000e007e":  # invisible tags, each a letter
-        return chr(ord(char) - 0xE0000)
-    parts = unicodedata.normalize("NFKD", char.translate(_ALIKE)).translate(_ALIKE)
-    return "".join(
-        c for c in parts if (c != "*" and unicodedata.category(c)[0] not in "MC") or c in "\n\t"
-    )
-
-
-def _fold(text: str) -> tuple[str, list[int]]:
-    """The text in plain letters, white space in single characters, and the place of each letter."""
+def _plain(text: str) -> tuple[str, list[int]]:
+    """The fold of a text without asterisks, its white space in single characters; and places."""
     plain, places = list[str](), list[int]()
-    for place, char in enumerate(text):
-        for letter in "\n" if char in "\n\r\v\f\x85\u2028\u2029" else _letters(char):
-            space = letter.isspace()
-            if space and plain and plain[-1] in " \n":
-                plain[-1] = "\n" if letter == "\n" else plain[-1]
+    for letter, place in zip(*fold(text), strict=True):
+        if letter.isspace():
+            letter = "\n" if letter in "\n\r\v\f\x85\u2028\u2029" else " "
+            if plain and plain[-1] in " \n":
+                plain[-1] = min(letter, plain[-1])  # a line break stays one
                 continue
-            plain.append(letter if letter == "\n" or not space else " ")
+        if letter != "*":
+            plain.append(letter)
             places.append(place)
     return "".join(plain), places
 
@@ -173,7 +158,7 @@ def find_injection(answer: str) -> list[Finding]:
     judge", "demands a score", "ignore the rest", "fake verdict", "fake role". The score is 1 for
     each: a rule matches or not. The reason names the rule and quotes the place.
     """
-    plain, places = _fold(answer)
+    plain, places = _plain(answer)
     found = []
     for kind, told, pattern in _patterns():
         for match in pattern.finditer(plain):

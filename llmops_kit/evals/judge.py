@@ -18,6 +18,7 @@ from ..core import Completion, DataError, Message, Record, Score, as_code
 from .cases import TestCase
 from .metrics import Metric
 from ..llm import LLM, run_sync
+from ..replies import json_objects, last_words
 
 # %% ../../nbs/10_evals/04_judge.ipynb #31316407
 DIMENSIONS = {
@@ -92,22 +93,6 @@ def _grade(value: Any) -> float | None:
     return number if number <= 5 else None
 
 # %% ../../nbs/10_evals/04_judge.ipynb #1842cb29
-_LONGEST = 50_000  # characters of a reply that are read, from its end
-
-
-def _objects(text: str) -> Iterator[dict[str, Any]]:
-    """The JSON objects in a text, outermost first, with trailing commas forgiven."""
-    decoder, at = json.JSONDecoder(), 0
-    plain = re.sub(r",(\s*[}\]])", r"\1", text)
-    while (at := plain.find("{", at)) >= 0:
-        try:
-            found, at = decoder.raw_decode(plain, at)
-        except (ValueError, RecursionError):
-            at += 1
-        else:
-            yield found
-
-
 def _named(row: Mapping[str, Any]) -> dict[str, Any]:
     """The entries by compared name; if all is wrapped in one object or a list, what is inside."""
     inner = [value for value in row.values() if isinstance(value, (dict, list))]
@@ -146,8 +131,8 @@ def read_grades(reply: str, names: Sequence[str]) -> dict[str, Grade]:
 
     What stands before </think> is not read, nor more than the last 50,000 characters.
     """
-    text = reply.rpartition("</think>")[2][-_LONGEST:]
-    entries = [_named(row) for row in _objects(text)]
+    text = last_words(reply)
+    entries = [_named(row) for row in json_objects(text)]
     grades = {}
     for name in names:
         found = [_entry(row[_plain(name)]) for row in entries if _plain(name) in row]

@@ -4,11 +4,9 @@
 
 # %% auto #0
 __all__ = ['Pick', 'Winner', 'Order', 'Share', 'Runs', 'T', 'R', 'pick_of', 'Verdict', 'JudgedAnswer', 'LabelledAnswer',
-           'split_runs', 'one_run', 'build_records', 'json_rows', 'read_llmbar', 'answer_fields', 'csv_rows',
-           'read_run']
+           'split_runs', 'one_run', 'build_records', 'file_records', 'read_llmbar', 'answer_fields', 'read_run']
 
 # %% ../../nbs/10_evals/05_judge_runs.ipynb #e0082a2e
-import csv
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,6 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from annotated_types import Interval
 
 from ..core import DataError, Record, read_jsonl
+from ..rows import TABLES, iter_rows, json_rows, refuse
 
 # %% ../../nbs/10_evals/05_judge_runs.ipynb #188297f2
 Pick = Literal["first", "second", "tie"]
@@ -166,39 +165,43 @@ def build_records(
     Rows for which it raises DataError, or an error of a wrong format (KeyError, TypeError,
     ValueError, AttributeError, IndexError), are named in one DataError, or appended to `bad`.
     """
+    return _built(rows, build, where, [], bad)
+
+
+def _built(
+    rows: Iterable[tuple[str, Any]],
+    build: Callable[[Any], Iterable[T]],
+    where: str,
+    faults: list[DataError],
+    bad: list[DataError] | None,
+) -> list[T]:
     records: list[T] = []
-    faults: list[DataError] = []
+    good = 0
     for place, row in rows:
         try:
             records += build(row)
+            good += 1
         except DataError as error:
             faults.append(DataError(error.what, place))
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             faults.append(DataError(f"not in this format ({error!r}).", place))
-    if faults and bad is None:
-        shown = "\n".join(f"  {fault}" for fault in faults[:20])
-        shown += f"\n  ... and {len(faults) - 20} more" if len(faults) > 20 else ""
-        raise DataError(
-            f"{len(faults)} rows cannot be used:\n{shown}\n",
-            where,
-            "Mend them, or pass a list as `bad` to go on with the others.",
-        )
-    if bad is not None:
+    if bad is None:
+        refuse(faults, good + len(faults), where)
+    else:
         bad += faults
     if not records and not faults:
         raise DataError("holds no verdict.", where, "Check that it is the file you mean.")
     return records
 
 # %% ../../nbs/10_evals/05_judge_runs.ipynb #f7863f0c
-def json_rows(path: Path) -> list[tuple[str, Any]]:
-    """The elements of a JSON list, each with its place; DataError for anything else."""
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot be read as JSON ({error}).", str(path)) from None
-    if not isinstance(rows, list):
-        raise DataError(f"holds a {type(rows).__name__}, not a list of rows.", str(path))
-    return [(f"{path.name}, row {number}", row) for number, row in enumerate(rows)]
+def file_records(
+    path: Path,
+    build: Callable[[Any], Iterable[T]],
+    bad: list[DataError] | None = None,
+) -> list[T]:
+    """Records that `build` makes of the rows of a .csv, .tsv or JSONL file, as `build_records`."""
+    faults: list[DataError] = []
+    return _built(iter_rows(path, faults), build, str(path), faults, bad)
 
 # %% ../../nbs/10_evals/05_judge_runs.ipynb #7d52b87d
 _WINNERS: dict[Any, Winner | None] = {"1": "a", "2": "b", 1: "a", 2: "b", None: None}
@@ -265,34 +268,22 @@ def answer_fields(a: str, b: str) -> dict[str, Any]:
     """Two answers and their lengths, as fields of a Verdict."""
     return {"answer_a": a, "answer_b": b, "length_a": len(a), "length_b": len(b)}
 
-# %% ../../nbs/10_evals/05_judge_runs.ipynb #258e453c
-def csv_rows(path: Path) -> list[tuple[str, dict[str, str]]]:
-    """Rows of a CSV file, each with its place for messages; DataError for a file that is none."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"cannot be read as CSV ({error}).", str(path)) from None
-    return [(f"{path.name}, row {number}", row) for number, row in enumerate(rows, start=1)]
-
 # %% ../../nbs/10_evals/05_judge_runs.ipynb #e4cba795
 def read_run(
     path: str | os.PathLike[str], kind: type[R], bad: list[DataError] | None = None
 ) -> list[R]:
-    """Records of `kind` (Verdict, JudgedAnswer) from .jsonl as `write_jsonl` leaves it, or .csv.
+    """Records of `kind` (Verdict, JudgedAnswer) from .jsonl as `write_jsonl` leaves it, or a table.
 
-    The columns of a CSV file are the fields of the record. Fields with a default may be missing,
-    an empty cell counts as missing, and pick, order and label are then None.
+    The columns of a .csv or .tsv file are the fields of the record. Fields with a default may be
+    missing, an empty cell counts as missing, and pick, order and label are then None.
     """
     source = Path(path)
-    if source.suffix.lower() != ".csv":
+    if source.suffix.lower() not in TABLES:
         return read_jsonl(source, kind, bad)
     empty: dict[str, Any] = {"pick": None, "order": None} if kind is Verdict else {"label": None}
 
     def build(row: Mapping[Any, Any]) -> list[R]:
-        if None in row:
-            raise DataError(f"more cells than columns: {row[None]}.")
         given = {name: cell for name, cell in row.items() if cell not in ("", None)}
         return [kind.from_dict(empty | given)]
 
-    return build_records(csv_rows(source), build, str(source), bad)
+    return file_records(source, build, bad)

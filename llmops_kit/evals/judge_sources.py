@@ -8,10 +8,11 @@ __all__ = ['read_alpaca_eval', 'read_fastchat', 'read_xstest']
 # %% ../../nbs/10_evals/05_judge_sources.ipynb #18f5b05f
 import os
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..core import DataError, read_jsonl
+from ..core import DataError
 from llmops_kit.evals.judge_runs import (
     JudgedAnswer,
     Order,
@@ -19,10 +20,10 @@ from llmops_kit.evals.judge_runs import (
     Winner,
     answer_fields,
     build_records,
-    csv_rows,
-    json_rows,
+    file_records,
     pick_of,
 )
+from ..rows import json_rows
 
 # %% ../../nbs/10_evals/05_judge_sources.ipynb #deab9398
 def read_alpaca_eval(
@@ -70,9 +71,7 @@ def read_fastchat(
 
     Pairs of one question share its id as cluster; `group` is the turn. "error" is no verdict.
     """
-    rows = read_jsonl(path, bad=bad)
-    places = [f"row {n}, question {row.get('question_id')}" for n, row in enumerate(rows, 1)]
-    return build_records(zip(places, rows, strict=True), _fastchat_row, str(path), bad)
+    return file_records(Path(path), _fastchat_row, bad)
 
 
 def _fastchat_row(row: Mapping[str, Any]) -> Iterator[Verdict]:
@@ -111,14 +110,13 @@ def read_xstest(
     answers = []
     for file in files:
         author = file.stem.removeprefix("xstest_v2_completions_").removesuffix("_gpteval")
-        rows = [(place, row | {"author": author}) for place, row in csv_rows(file)]
-        answers += build_records(rows, _xstest_row, str(file), bad)
+        answers += file_records(file, partial(_xstest_row, author), bad)
     return answers
 
 
-def _xstest_row(row: Mapping[str, str]) -> Iterator[JudgedAnswer]:
+def _xstest_row(author: str, row: Mapping[str, str]) -> Iterator[JudgedAnswer]:
     yield JudgedAnswer(
-        f"{row['author']}/{row['id']}",
+        f"{author}/{row['id']}",
         "gpt4",
         row["gpt4_label"] or None,
         row["final_label"] or None,
@@ -126,7 +124,7 @@ def _xstest_row(row: Mapping[str, str]) -> Iterator[JudgedAnswer]:
         row["annotation_2"] or None,
         question=row["prompt"],
         answer=row["completion"],
-        author=row["author"],
+        author=author,
         cluster=row["id"],
         group=row["type"],
     )

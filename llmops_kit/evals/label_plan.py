@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core import DataError
-from .correction import _z, split_scores
+from .correction import normal_quantile, split_scores
 from ..stats import Estimate
 
 # %% ../../nbs/10_evals/08_label_plan.ipynb #9b871b33
@@ -42,7 +42,7 @@ def labels_for_width(
     label on every row would not do: then more rows are needed.
     """
     split, rows = split_scores(judge, human), len(judge)
-    z, n, spread = _z(level), len(split.human), float(split.human.var(ddof=1))
+    z, n, spread = normal_quantile(level), len(split.human), float(split.human.var(ddof=1))
     if n < MIN_LABELS or spread == 0 or not width > 0:
         what = f"width {width:g} from {n} labels with variance {spread:g}."
         raise DataError(what, "labels_for_width", f"Label {MIN_LABELS} rows or more of both kinds.")
@@ -127,5 +127,8 @@ def stratified_mean(
     for rows, labels, spread in groups:
         share = len(rows) / total
         squared += share**2 * spread**2 / len(labels) + share * (labels.mean() - value) ** 2 / total
-    half, name = _z(level) * squared**0.5, f"stratified by {len(groups)} scores of the judge"
+    half, name = (
+        normal_quantile(level) * squared**0.5,
+        f"stratified by {len(groups)} scores of the judge",
+    )
     return Estimate(float(value), value - half, value + half, total, level, name, squared**0.5)

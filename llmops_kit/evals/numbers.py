@@ -10,7 +10,7 @@ import math
 import re
 from typing import NamedTuple
 
-from ..facts import _UNIT, _UNITS, quantities
+from ..facts import UNIT_PATTERN, UNITS, quantities
 
 # %% ../../nbs/10_evals/00_numbers.ipynb #d0fdd2fc
 _SPACES = "\u00a0\u2009\u202f"
@@ -50,7 +50,7 @@ _NUMERAL = re.compile(
     rf"(?P<digits>\d(?:[\d.,'’{_SPACES}]*\d)?)(?:[eE](?P<power>[+-]?\d{{1,3}}))?"
     rf"(?!\d|[^\W\d_]+\d)(?:(?:st|nd|rd|th)\b)?"
     rf"(?:[ -]?(?P<scale>{'|'.join(_SCALES)})(?!\w))?"
-    rf"(?:[ {_SPACES}-]?(?P<unit>(?i:{_UNIT}))(?!\w))?"
+    rf"(?:[ {_SPACES}-]?(?P<unit>(?i:{UNIT_PATTERN}))(?!\w))?"
 )
 _ONE = ("a", "an", "per", "each", "every", "once", "half", "quarter")
 
@@ -71,7 +71,7 @@ def find_numbers(text: str) -> list[Number]:
         if not math.isfinite(value):
             continue
         unit = (match["unit"] or match["money"] or "").lower().replace("per cent", "%")
-        found.append((match.start(), Number(value, *_UNITS.get(unit, ("", 1.0)), match[0].strip())))
+        found.append((match.start(), Number(value, *UNITS.get(unit, ("", 1.0)), match[0].strip())))
         covered[slice(*match.span())] = b"1" * len(match[0])
     for q in known:
         word = text[q.start : q.end].strip()

@@ -9,7 +9,6 @@ __all__ = ['PAIR_RULES', 'AnswerPair', 'PairwiseJudge', 'SimulatedJudge', 'ajudg
 # %% ../../nbs/10_evals/05_pairwise.ipynb #53c42d68
 import asyncio
 import hashlib
-import json
 import math
 import re
 from abc import ABC, abstractmethod
@@ -24,6 +23,7 @@ from ..core import DataError, LLMOpsError, Message, Record
 from .judge import fenced
 from .judge_runs import Order, Pick, Verdict, Winner, pick_of
 from ..llm import LLM, run_sync
+from ..replies import json_objects, last_words
 from ..stats import Estimate
 
 # %% ../../nbs/10_evals/05_pairwise.ipynb #2bf99484
@@ -212,15 +212,12 @@ def read_pick(reply: str) -> tuple[Pick | None, str]:
 
     Read are "winner": "first", [[A]], "the better answer is the second", a reply of one word.
     """
-    text = reply.rpartition("</think>")[2][-50_000:]
+    text = last_words(reply)
     said = _SAID.findall(text) or _LETTER.findall(text)
     alone = _ALONE.fullmatch(text.strip()[:200]) if not said else None
     picks = {_PICKS[word.lower()] for word in [*said, *([alone[1]] if alone else [])]}
-    told = re.search(r'"reason"\s*:\s*("(?:[^"\\]|\\.)*+")', text)
-    try:
-        reason = str(json.loads(told[1])) if told else ""
-    except ValueError:
-        reason = ""
+    told = (row["reason"] for row in json_objects(text) if isinstance(row.get("reason"), str))
+    reason = next(told, "")
     return (picks.pop() if len(picks) == 1 else None), reason
 
 # %% ../../nbs/10_evals/05_pairwise.ipynb #7751eb1b

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 from ..core import DataError, Record
 from .judge_runs import Verdict
+from ..page import inline_text, markdown_table
 from ..stats import Comparison, Estimate, mean, paired
 
 # %% ../../nbs/10_evals/06_position.ipynb #69df98ff
@@ -105,10 +106,11 @@ class Position(Record):
         lines = [("consistency", self.consistency), ("accuracy", self.accuracy)]
         lines += [(f"accuracy, better one {place}", e) for place, e in self.by_place.items()]
         lines += [("first-place rate", self.first_rate), ("lean", self.lean)]
-        rows = "\n".join(f"| {name} | {estimate} |" for name, estimate in lines if estimate)
+        table = markdown_table(["", ""], (line for line in lines if line[1]))
         counts = ", ".join(f"{count} {name}" for name, count in self.outcomes.items())
-        head = f"**{self.judge} {self.strategy}**: {self.verdict}, {self.unread} unread"
-        return f"{head}\n\n| | |\n|---|---|\n{rows}\n\n*Pairs: {counts}; {self.one_order} alone.*"
+        run = inline_text(f"{self.judge} {self.strategy}")
+        head = f"**{run}**: {self.verdict}, {self.unread} unread"
+        return f"{head}\n\n{table}\n\n*Pairs: {counts}; {self.one_order} alone.*"
 
 # %% ../../nbs/10_evals/06_position.ipynb #03c316e4
 def measure_position(verdicts: Iterable[Verdict]) -> Position:

@@ -16,6 +16,7 @@ import numpy as np
 from ..agreement import holm
 from ..core import DataError, Record
 from .judge_runs import Verdict, Winner, one_run
+from ..page import inline_text, markdown_table
 from ..stats import Estimate, resampled_weights
 
 if TYPE_CHECKING:
@@ -159,13 +160,16 @@ class Ranking(Record):
         return pd.DataFrame(chances, names, names)
 
     def _repr_markdown_(self) -> str:
-        rows = [
-            f"| {one.rank} | `{one.model}` | {one.strength} | {one.best_rank} to {one.worst_rank} |"
-            for one in self.models
-        ]
-        head = "| | model | strength | ranks |\n|---|---|---|---|\n"
-        told = "" if len(self.groups) == 1 else f"\n\n*Never lost to the rest: {self.groups[:-1]}*"
-        return f"**{self.verdict}**, {self.n} games\n\n{head}" + "\n".join(rows) + told
+        table = markdown_table(
+            ["", "model", "strength", "ranks"],
+            (
+                (one.rank, one.model, one.strength, f"{one.best_rank} to {one.worst_rank}")
+                for one in self.models
+            ),
+        )
+        above = inline_text(str(self.groups[:-1]))
+        told = "" if len(self.groups) == 1 else f"\n\n*Never lost to the rest: {above}*"
+        return f"**{self.verdict}**, {self.n} games\n\n{table}{told}"
 
 # %% ../../nbs/10_evals/09_ranking.ipynb #bba9b503
 def _components(board: _Board, strong: bool) -> list[list[str]]:

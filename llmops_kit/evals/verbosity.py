@@ -14,8 +14,8 @@ import numpy as np
 
 from ..core import DataError, Record
 from .judge_runs import Verdict, one_run
-from .self_preference import error_gap
-from ..stats import Estimate, mean, paired, resampled_weights
+from ..page import inline_text, markdown_table
+from ..stats import Estimate, error_gap, mean, paired, resampled_weights
 
 # %% ../../nbs/10_evals/06_verbosity.ipynb #de04fab1
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class Verbosity(Record):
     def _repr_markdown_(self) -> str:
         rows = [("judge prefers the longer", self.longer), ("people do", self.people)]
         rows += [("judge minus people", self.excess), ("lean of the errors", self.lean)]
-        lines = "\n".join(f"| {name} | {estimate or 'not known'} |" for name, estimate in rows)
+        table = markdown_table(["", ""], ((name, told or "not known") for name, told in rows))
         left = f"{self.unread} unread, {self.ties} ties, {self.equal} of equal length"
-        head = f"**{self.judge} {self.strategy}**: {self.verdict}"
-        return f"{head}\n\n| | |\n|---|---|\n{lines}\n\n*{left}*"
+        head = f"**{inline_text(f'{self.judge} {self.strategy}')}**: {self.verdict}"
+        return f"{head}\n\n{table}\n\n*{left}*"
 
 # %% ../../nbs/10_evals/06_verbosity.ipynb #ffc936e6
 def _longer(verdict: Verdict) -> str | None:

@@ -7,7 +7,6 @@ __all__ = ['BENIGN', 'WANTED', 'GuardSample', 'read_samples', 'kit_samples', 'sc
            'evaluate_guard', 'evaluate_chain', 'LeftOut', 'leave_one_source_out']
 
 # %% ../../nbs/50_guardrails/11_guard_report.ipynb #e8ed5fc4
-import html
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from ..core import DataError, Record, data_path, iter_jsonl
 from .guard import ROLES, Guard, GuardContext, ScoredGuard
 from .promise import Promise, promise_threshold
 from .roc import OperatingPoint, auc, operating_point
+from ..page import inline_text, markdown_table
 from ..rows import iter_rows, refuse
 from ..stats import Estimate, mean
 
@@ -161,12 +161,9 @@ class GuardEvaluation(Record):
 
     def _repr_markdown_(self) -> str:
         area = f"AUC {self.auc}; " if self.auc else ""
-        rows = [
-            f"| {html.escape(name).replace('|', '&#124;')} | {share} |"
-            for name, share in self.by_category.items()
-        ]
-        return "\n".join([f"**{self.guard}**: {area}{self.point._repr_markdown_()}", "",
-                          "| category | found |", "|---|---|", *rows])  # fmt: skip
+        table = markdown_table(["category", "found"], self.by_category.items())
+        head = f"**{inline_text(self.guard)}**: {area}{self.point._repr_markdown_()}"
+        return f"{head}\n\n{table}"
 
 # %% ../../nbs/50_guardrails/11_guard_report.ipynb #d9ebbaaf
 def evaluate_guard(

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ..core import Finding
+from ..fold import LOOKALIKES, plain_letters
 from .encoded import find_encoded
-from .fold import LOOKALIKES, plain_letters
 from .guard import Guard, GuardContext
 
 # %% ../../nbs/50_guardrails/03_hidden.ipynb #162f55b2

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..core import Finding
+from ..fold import fold
 from .encoded import find_encoded
-from .fold import fold
 from .guard import GuardContext
 from .heads import HeadGuard
 

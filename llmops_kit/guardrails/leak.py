@@ -21,7 +21,7 @@ import numpy as np
 
 from ..core import DataError, Finding
 from ..facts import stem
-from .fold import fold
+from ..fold import fold
 from .guard import GuardContext, ScoredGuard
 
 # %% ../../nbs/50_guardrails/03_leak.ipynb #925bc2fa

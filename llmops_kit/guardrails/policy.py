@@ -24,7 +24,7 @@ import yaml
 from ..core import DataError, LLMOpsError, Record, data_path
 from .chain import InputGuardrails, OutputGuardrails
 from .guard import Guard
-from .guarded_llm import GuardedLLM
+from .guarded_llm import ON_CONTEXT, GuardedLLM
 from ..llm import LLM
 from ..marked import Fault, Marked, read_marked
 
@@ -170,7 +170,7 @@ _FIELDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "output": (list, "a list of guards"),
     "messages": (dict, "sentences by kind or action"),
     "max_retries": (int, "a whole number, 0 or more"),
-    "on_context": (str, "drop or block"),
+    "on_context": (str, f"one of {', '.join(ON_CONTEXT)}"),
     "hold": ((int, float, type(None)), "a number of characters, 0 or more"),
 }
 
@@ -185,7 +185,7 @@ def _check_fields(marked: Marked) -> None:
         if name not in _FIELDS:
             told = f"there is no such field; known are {', '.join(_FIELDS)}."
             marked.faults.append(Fault((name,), told))
-        elif wrong or (name == "on_context" and value not in ("drop", "block")):
+        elif wrong or (name == "on_context" and value not in ON_CONTEXT):
             marked.faults.append(Fault((name,), f"{str(value)[:60]!r} is not {told}."))
     sentences = marked.data.get("messages")
     for kind_name, sentence in sentences.items() if isinstance(sentences, dict) else ():

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core import DataError
-from ..embed import MiniLMEmbedder, _Engine
+from ..embed import Engine, MiniLMEmbedder
 from ..text import minilm_path, parts_of
 
 # %% ../../nbs/50_guardrails/01_windows.ipynb #70536514
@@ -68,10 +68,10 @@ class EarlyMiniLM(MiniLMEmbedder):
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.layers, self.precision)
 
-    def _engine(self, pooled: bool) -> _Engine:
+    def _engine(self, pooled: bool) -> Engine:
         with self._lock:
             if pooled not in self._engines:
-                self._engines[pooled] = _Engine(minilm_path(), self.precision, pooled, self.layers)
+                self._engines[pooled] = Engine(minilm_path(), self.precision, pooled, self.layers)
             return self._engines[pooled]
 
 # %% ../../nbs/50_guardrails/01_windows.ipynb #982e6b1a

@@ -7,17 +7,16 @@ __all__ = ['KINDS', 'MAX_BYTES', 'read_document', 'iter_folder', 'read_folder', 
            'handbook_questions']
 
 # %% ../../nbs/20_rag/00_documents.ipynb #868e248d
-import csv
-import io
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..core import DataError, Document, Span, data_path, numbered_jsonl, read_jsonl
+from ..core import DataError, Document, Span, data_path, read_jsonl
 from ..datasets import Question
-from .convert import _CONVERT, decode_text, html_text, pdf_text
+from .convert import CONVERT, decode_text, html_text, pdf_text
+from ..rows import iter_rows, refuse
 
 # %% ../../nbs/20_rag/00_documents.ipynb #e288add8
 KINDS = {".md": "markdown", ".markdown": "markdown", ".txt": "text", ".html": "html"}
@@ -68,7 +67,7 @@ def read_document(
     kind = KINDS.get(path.suffix.lower())
     if kind is None:
         what = f"files of kind {path.suffix!r} are not read." if path.suffix else "no file ending."
-        raise DataError(what, path.name or "file", _CONVERT)
+        raise DataError(what, path.name or "file", CONVERT)
     text, meta = _parse(_content(path, given, max_bytes), kind, path.name)
     return Document(id or path.name, text, meta)
 
@@ -97,26 +96,16 @@ def iter_folder(
             bad.append(fault)
 
 # %% ../../nbs/20_rag/00_documents.ipynb #f6d33436
-def _refuse(faults: list[DataError], total: int, things: str, where: str) -> None:
-    shown = "\n".join(f"  {fault}" for fault in faults[:5])
-    more = f"\n  ... and {len(faults) - 5} more" if len(faults) > 5 else ""
-    raise DataError(
-        f"{len(faults)} of {total} {things} cannot be used:\n{shown}{more}\n",
-        where,
-        "Mend them, or pass a list as `bad` to go on with the others.",
-    )
-
-
 def read_folder(
     folder: str | os.PathLike[str], bad: list[DataError] | None = None
 ) -> list[Document]:
     """All documents below a folder; bad files are named, and refused unless `bad` takes them."""
     faults: list[DataError] = [] if bad is None else bad
     documents = list(iter_folder(folder, faults))
-    if bad is None and faults:
-        _refuse(faults, len(documents) + len(faults), "files", str(folder))
+    if bad is None:
+        refuse(faults, len(documents) + len(faults), str(folder), "files")
     if not documents and not faults:
-        raise DataError("no documents in it.", str(folder), _CONVERT)
+        raise DataError("no documents in it.", str(folder), CONVERT)
     return documents
 
 # %% ../../nbs/20_rag/00_documents.ipynb #b0cc1dbb
@@ -165,32 +154,13 @@ def _question(
     filled = {"id": f"q{number:03d}", "answer": gold, **row}
     return Question.from_dict({**filled, "spans": [span.to_dict() for span in spans]}, where)
 
-# %% ../../nbs/20_rag/00_documents.ipynb #012e7d7f
-def _rows(path: Path, faults: list[DataError]) -> Iterator[tuple[str, dict[str, Any]]]:
-    if path.suffix.lower() != ".csv":
-        for number, row in numbered_jsonl(path, None, faults):
-            yield f"{path.name}, line {number}", row
-        return
-    if not path.is_file():
-        raise DataError("there is no such file.", str(path), "Check the path.")
-    text, _ = decode_text(path.read_bytes(), path.name)
-    head = text.partition("\n")[0]
-    delimiter = max(",;\t", key=head.count)  # spreadsheets write what their country uses
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    for fields in reader:
-        if None in fields:
-            where = f"{path.name}, line {reader.line_num}"
-            faults.append(DataError("more cells than columns.", where, "Quote cells with commas."))
-        else:
-            yield f"{path.name}, line {reader.line_num}", dict(fields)
-
 # %% ../../nbs/20_rag/00_documents.ipynb #12900f69
 def read_questions(
     path: str | os.PathLike[str],
     documents: Iterable[Document] | None = None,
     bad: list[DataError] | None = None,
 ) -> list[Question]:
-    """Read questions from JSONL or CSV; places are checked against `documents` if given.
+    """Read questions from JSONL, CSV or TSV; places are checked against `documents` if given.
 
     A row has "question" and gold passages: a list "spans" of {doc, quote} or {doc_id, start, end},
     or these fields in the row itself. Optional: id, answer, kind, split. A question that nothing
@@ -199,7 +169,7 @@ def read_questions(
     by_id = None if documents is None else {document.id: document for document in documents}
     faults: list[DataError] = [] if bad is None else bad
     questions: dict[str, Question] = {}
-    for number, (where, row) in enumerate(_rows(Path(path), faults), start=1):
+    for number, (where, row) in enumerate(iter_rows(path, faults), start=1):
         try:
             question = _question(row, number, by_id, where)
             if question.id in questions:
@@ -207,8 +177,8 @@ def read_questions(
             questions[question.id] = question
         except DataError as error:
             faults.append(error)
-    if bad is None and faults:
-        _refuse(faults, len(questions) + len(faults), "rows", str(path))
+    if bad is None:
+        refuse(faults, len(questions) + len(faults), str(path))
     return list(questions.values())
 
 # %% ../../nbs/20_rag/00_documents.ipynb #81f3a1ce

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ..core import write_text
-from .report import html_page
+from ..page import html_page, html_table
 from .trials import Trial
 from .tune import ROLES, Tuning, costs_of, pareto
+from ..rows import csv_text
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -97,7 +98,7 @@ def _decision(tuning: Tuning) -> dict[str, Any]:
 
 def _as_html(tuning: Tuning, given: str) -> str:
     said = f"Run {tuning.recommended.name}: {tuning.reason}"
-    parts = ["<h1>RAG tuning</h1>", f"<p>{html.escape(said)}</p>", f"<p><code>{given}</code></p>"]
+    parts = [f"<p>{html.escape(said)}</p>", f"<p><code>{given}</code></p>"]
     if tuning.comparison:
         compared = f"{tuning.chosen.name} against {tuning.baseline.name}, {tuning.metric} on test"
         numbers = (
@@ -106,8 +107,8 @@ def _as_html(tuning: Tuning, given: str) -> str:
         parts.append(f"<p>{html.escape(compared)}: {html.escape(numbers)}</p>")
     parts += [f"<p>{html.escape(note)}</p>" for note in tuning.notes]
     plot = pareto_figure(tuning).to_html(full_html=False, include_plotlyjs=True)
-    parts += ["<h2>On the development questions</h2>", plot, tuning.table().to_html(escape=True)]
-    return html_page(parts, "RAG tuning")
+    parts += ["<h2>On the development questions</h2>", plot, html_table(tuning.table())]
+    return html_page("RAG tuning", parts, scripts=True)
 
 # %% ../../nbs/20_rag/07_tune_report.ipynb #d4858b2a
 def write_tuning(folder: Path, tuning: Tuning, parameters: Mapping[str, Any]) -> dict[str, Path]:
@@ -119,7 +120,7 @@ def write_tuning(folder: Path, tuning: Tuning, parameters: Mapping[str, Any]) ->
     plain = {"parameters": dict(parameters), **_decision(tuning)}
     given = html.escape(" ".join(f"{name}={value!r}" for name, value in parameters.items()))
     contents = {
-        "csv": rows.to_csv(index=False),
+        "csv": csv_text(rows),
         "json": json.dumps(plain, indent=2, ensure_ascii=False),
         "html": _as_html(tuning, given),
     }
