@@ -1,11 +1,13 @@
 """Rules, their file, the history, the replay and the sinks: what their chapters cannot show."""
 
+import dataclasses
 import itertools
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -17,12 +19,19 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import event
 
-from llmops_kit.core import DataError, data_path
+from llmops_kit.core import DataError, StoreError, data_path
 from llmops_kit.feedback.alert_log import Alert, AlertLog, Episode, Verdict, alert_id, follow
 from llmops_kit.feedback.alerts import Traffic, check_alerts, verdicts
 from llmops_kit.feedback.backtest import BackTest, Incident, backtest, score
-from llmops_kit.feedback.change import dispersion, more_than_chance, split_of, worse
+from llmops_kit.feedback.change import (
+    dispersion,
+    level_of,
+    more_than_chance,
+    weeks_before,
+    worse,
+)
 from llmops_kit.feedback.feedback_store import FeedbackStore
 from llmops_kit.feedback.interactions import Feedback, Interaction
 from llmops_kit.feedback.readings import METRICS, Reading
@@ -36,7 +45,7 @@ from llmops_kit.feedback.targets import (
     read_targets,
     state_of,
 )
-from llmops_kit.feedback.windows import Window, as_window
+from llmops_kit.feedback.windows import Window
 
 START = datetime(2026, 11, 2, tzinfo=UTC)
 RULE = Target("latency_p99", target=2000, alert=5000, window="1h", cooldown="2h")
@@ -157,19 +166,48 @@ def test_p_values_are_as_rare_as_they_say() -> None:
         assert np.mean(np.array(found) < level) <= level + 3 * np.sqrt(level / 2000)
 
 
-@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=3, max_size=60))
-@settings(max_examples=50, deadline=None)
-def test_any_hours_can_be_compared(hours: list[tuple[int, int]]) -> None:
+pairs = st.tuples(st.integers(0, 20), st.integers(0, 20))
+
+
+@given(st.lists(pairs, min_size=1, max_size=60), st.integers(1, 168), st.integers(0, 400))
+@settings(max_examples=80, deadline=None)
+def test_any_hours_can_be_compared(some: list[tuple[int, int]], last: int, early: int) -> None:
+    hours = list(itertools.islice(itertools.cycle([*some, *[(0, 0)] * early]), 168 + last + early))
     bad = np.array([min(pair) for pair in hours])
     n = np.array([max(pair) for pair in hours])
-    assert dispersion(bad, n) >= 1
+    whole = (len(n) - last) // 168 * 168
+    weeks = tuple(x[len(n) - last - whole : len(n) - last].reshape(-1, 168) for x in (bad, n))
+    assert dispersion(*weeks) >= 1
     try:
-        change = worse(bad, n, last=1)
+        change = worse(bad, n, last=last)
     except DataError:
-        assert not n[-1] or not n[:-1].sum()
+        assert not n[-last:].sum() or not sum(n[one].sum() for one in weeks_before(last, len(n)))
     else:
         assert 0 <= change.p <= 1 and 1 <= change.began < len(n)
-        assert 1 <= split_of(bad, n) < len(n)
+        assert change.n_after == n[-last:].sum()
+
+
+@pytest.mark.parametrize(("weekend", "last"), [(2.0, 24), (0.5, 24), (2.0, 2), (2.0, 168)])
+def test_a_rhythm_of_weeks_is_no_change(weekend: float, last: int) -> None:
+    rng, hour = np.random.default_rng(0), np.arange(8 * 168)
+    share = 0.1 * np.where(hour // 24 % 7 >= 5, weekend, 1) * (1 + 0.3 * np.sin(hour / 24 * 6.283))
+    n = np.full(len(hour), 40)
+    bad = rng.binomial(n, share)
+    ends = range(4 * 168 + last, len(hour), 4)
+    ps = [worse(bad[end - 672 - last : end], n[: 672 + last], last=last).p for end in ends]
+    assert min(ps) > level_of(52)
+    twice = bad.copy()
+    twice[-last:] = rng.binomial(n[-last:], np.minimum(1, 4 * share[-last:]))
+    assert worse(twice[-672 - last :], n[: 672 + last], last=last).p < level_of(52)
+
+
+def test_the_dispersion_of_independent_hours_is_one_however_few_they_are() -> None:
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 30):
+        found = [
+            dispersion(rng.binomial(n, 0.2, (4, 168)), np.full((4, 168), n)) for _ in range(100)
+        ]
+        assert 1.0 <= np.mean(found) < 1.06
 
 
 # --- the history
@@ -218,6 +256,30 @@ def test_an_alert_comes_back_as_it_was_told(where: str) -> None:
         again.acknowledge("none")
     log.database.close()
     again.database.close()
+
+
+def test_who_may_only_read_sees_an_empty_history(where: str) -> None:
+    store = FeedbackStore(where)
+    log = AlertLog(store)
+
+    @event.listens_for(store.database.engine, "checkout")
+    def read_only(connection: Any, *_: Any) -> None:
+        pragma = "PRAGMA query_only=ON"
+        session = "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"
+        connection.cursor().execute(pragma if store.database.sqlite else session)
+        if not store.database.sqlite:
+            connection.commit()
+
+    assert log.history() == [] and "Nobody has kept alerts" in log.note
+    with pytest.raises(StoreError, match="cannot be kept here"):
+        log.settle([alarm(at(0))], at(0))
+    assert log.history() == []
+    store.close()
+    writer = AlertLog(where)
+    assert len(writer.settle([alarm(at(0))], at(0))) == 1 and writer.note == ""
+    assert len(log.history()) == 1
+    writer.database.close()
+    store.close()
 
 
 def _settle(where: str, place: Any, results: Any) -> None:
@@ -282,7 +344,7 @@ targets:
   - {metric: satisfaction_rate, target: 0.9, alert: 0.85}
   - {metric: latency_p50, target: 200, alert: 300, window: 90m, where: {model: a}}
 changes:
-  - {metric: latency_p95, before: 7d}
+  - {metric: latency_p95, weeks: 2}
   - {metric: cost_per_request}
 no_data:
   - {window: 1h, weeks: 2, min_n: 10}
@@ -322,13 +384,100 @@ def test_a_back_test_finds_what_a_live_check_had_told(store: FeedbackStore, tmp_
     assert [one.ended for one in kept] == [one.ended for one in test.episodes]
 
 
+said_of = st.tuples(
+    st.integers(0, 79),  # the request
+    st.integers(-30, 40 * 60),  # minutes after it
+    st.sampled_from(["up", "down", "down", "stars", "regenerated", "abandoned", "judge"]),
+    st.sampled_from(["once", "turned", "retracted", "twice"]),
+    st.integers(1, 30 * 60),  # minutes until it is turned or retracted
+)
+
+
+def _said(number: int, told: tuple[int, int, str, str, int]) -> list[Feedback]:
+    """The versions of a feedback, in order of time."""
+    request, after, kind, fate, later = told
+    moment = at(1440 + request * 15 + after)
+    sources = {"regenerated": "implicit", "abandoned": "implicit", "judge": "judge"}
+    kinds = {"up": "thumbs_up", "down": "thumbs_down", "judge": "groundedness"}
+    first = Feedback(
+        f"f{number}",
+        f"r{request}",
+        sources.get(kind, "explicit"),
+        kinds.get(kind, kind),
+        moment,
+        value={"stars": 4.0, "judge": 0.2}.get(kind),
+        judge="j" if kind == "judge" else "",
+    )
+    then = moment + timedelta(minutes=later)
+    turned = {"value": {"stars": 2.0, "judge": 0.9}.get(kind)}
+    if kind in ("up", "down"):
+        turned["kind"] = "thumbs_down" if kind == "up" else "thumbs_up"  # type: ignore[assignment]
+    others: dict[str, list[Feedback]] = {
+        "turned": [dataclasses.replace(first, time=then, **turned)],
+        "retracted": [dataclasses.replace(first, time=then, retracted=True)],
+        "twice": [dataclasses.replace(first, id=f"g{number}", time=then, **turned)],
+    }
+    return [first, *others.get(fate, [])]
+
+
+FEW = """
+targets:
+  - {metric: satisfaction_rate, target: 0.9, alert: 0.85, window: 12h, min_n: 5, cooldown: 2h}
+  - {metric: regeneration_rate, target: 0.1, alert: 0.15, window: 6h, min_n: 5, cooldown: 2h}
+  - {metric: abandonment_rate, target: 0.05, alert: 0.1, window: 6h, min_n: 5, where: {model: a}}
+  - {metric: hallucination_rate, target: 0.05, alert: 0.1, window: 24h, min_n: 5}
+changes:
+  - {metric: response_rate, window: 3h, min_n: 5, least: 0, quiet_weeks: 1}
+no_data:
+  - {window: 1h, weeks: 0}
+"""
+
+
+@given(st.lists(said_of, max_size=120))
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+def test_a_back_test_tells_what_a_store_filled_by_the_hour_had_told(
+    some: list[tuple[int, int, str, str, int]],
+) -> None:
+    findings = [{"guard": "grounding", "kind": "unsupported", "reason": "x"}]
+    records: list[Any] = [
+        Interaction(
+            f"r{number}",
+            at(1440 + 15 * number),
+            model="ab"[number % 2],
+            findings=findings if number % 11 == 0 else [],
+            tags={"checked": "grounding"} if number % 3 else {},
+        )
+        for number in range(80)
+    ]
+    records += [one for number, told in enumerate(some) for one in _said(number, told)]
+    records.sort(key=lambda one: one.time)
+    targets = read_targets(FEW)
+    with tempfile.TemporaryDirectory() as folder:
+        live, whole = (FeedbackStore(f"{folder}/{name}.sqlite") for name in ("live", "whole"))
+        whole.write(records)
+        log, told, waiting = AlertLog(f"{folder}/log.sqlite"), list[Alert](), records
+        for hour in range(24, 84, 3):
+            moment = at(60 * hour)
+            live.write(one for one in waiting if one.time < moment)
+            waiting = [one for one in waiting if one.time >= moment]
+            told += check_alerts(live, targets, moment, log)
+        test = backtest(whole, targets, Window(at(1440), at(60 * 83)), step="3h")
+        begun = [one for one in told if not one.message.startswith("Still")]
+        begun.sort(key=lambda one: (one.time, one.rule))
+        assert begun == test.alerts
+        kept = {(one.alert.time, one.alert.rule): one.ended for one in log.history()}
+        assert kept == {(one.alert.time, one.alert.rule): one.ended for one in test.episodes}
+        live.close()
+        whole.close()
+
+
 def test_four_weeks_by_the_hour_are_quick_and_scored(store: FeedbackStore) -> None:
     targets = load_targets()
     assert store.count(Interaction) >= 20_000
     backtest(store, targets, Window(at(0), at(600)))  # imports
     started = time.process_time()
     test = backtest(store, targets, Window(START, START + timedelta(days=28)))
-    assert time.process_time() - started < 5
+    assert time.process_time() - started < 30
     assert test.checks == 673 * len(targets.rules)
     slow = Incident("slow", START + timedelta(days=20), START + timedelta(days=21), "latency_p99")
     gone = Incident("gone", START + timedelta(days=10), START + timedelta(days=11), "error_rate")
@@ -376,7 +525,10 @@ def test_changes_need_whole_hours_and_what_can_be_tested() -> None:
         ChangeRule("latency_p95", window="30m")
     with pytest.raises(DataError, match="no average"):
         ChangeRule("total_cost")
-    assert as_window(ChangeRule("latency_p95").before, START).days == 14
+    with pytest.raises(DataError, match="a week at most"):
+        ChangeRule("latency_p95", window="14d")
+    with pytest.raises(DataError, match="between 1 and 52"):
+        ChangeRule("latency_p95", weeks=0)
 
 
 # --- sinks

@@ -20,7 +20,7 @@ from llmops_kit.core import Completion, DataError, ProviderError, StoreError
 from llmops_kit.feedback.background import Background
 from llmops_kit.feedback.collector import FeedbackCollector
 from llmops_kit.feedback.feedback_store import FeedbackStore
-from llmops_kit.feedback.interactions import Feedback, Interaction, utc_now
+from llmops_kit.feedback.interactions import Feedback, Interaction, hash_user, utc_now
 from llmops_kit.feedback.logged_llm import logged, read_meta, request_context
 from llmops_kit.feedback.spill import Spill, from_line, to_line
 from llmops_kit.feedback.storing import WITHHELD
@@ -170,6 +170,58 @@ def test_details_are_redacted_before_they_are_kept_anywhere(tmp_path: Path) -> N
     assert eventually(lambda: "r2" in store.rows)
     assert store.rows["r2"].prompt == WITHHELD
     assert one.close()
+
+
+def test_labels_are_redacted_and_a_guard_that_gives_no_text_loses_no_batch(tmp_path: Path) -> None:
+    def redact(text: str) -> Any:
+        return None if text == "odd" else text.replace("ann@example.com", "[EMAIL]" * 60)
+
+    store = Flaky()
+    one = collector(store, tmp_path, redact=redact)
+    one.log_interaction("r1", "odd", "fine", tags={"customer": "ann@example.com", "topic": "vat"})
+    one.add(Feedback("f1", "r2", "explicit", "comment", category="of ann@example.com"))
+    assert one.flush()
+    kept, said = store.rows["r1"], store.rows["r2"]
+    assert (kept.prompt, kept.response, kept.tags["topic"]) == (WITHHELD, "fine", "vat")
+    assert "ann@" not in str(kept) + str(said)
+    assert len(kept.tags["customer"]) == len(said.category) == 200
+    assert one.close()
+
+
+def test_an_old_spill_file_and_the_queue_bring_no_erased_user_back(tmp_path: Path) -> None:
+    store = FeedbackStore(tmp_path / "feedback.sqlite")
+    one = collector(store, tmp_path)
+    one._keeper.store = Flaky(StoreError("down."))
+    for number in range(20):
+        one.log_interaction(f"r{number}", "p", "r", user=("ann", "ben")[number % 2])
+        one.record_score(f"r{number}", "tone", 0.5, judge="j", comment="of the answer")
+    assert one.flush()
+    old = one.spill.path.read_bytes()  # both users, spilled before the erasure
+    held, go = threading.Event(), threading.Event()
+
+    class Held:
+        def write(self, records: Sequence[Any]) -> None:
+            held.set()
+            go.wait(10)
+            store.write(records)
+
+    one._keeper.store, one._keeper._retry_at = Held(), 0.0
+    one.log_interaction("queued", "p", "r", user="ann")
+    assert held.wait(10)  # the writer's thread has it in its hands
+    hashed = hash_user("ann", "key")
+    store.erase_user(hashed)
+    go.set()
+    assert eventually(lambda: store.count(Interaction) == 10 and not one.spill.waits())
+    one.log_interaction("new", "p", "r", user="ann")
+    assert one.close()
+    for _ in range(2):  # and the file is found again
+        one.spill.path.write_bytes(old)
+        again = collector(store, tmp_path)
+        assert eventually(lambda one=again: not one.spill.waits())
+        assert again.close()
+    rows = list(store.read(Interaction))
+    assert [row.request_id for row in rows if row.user == hashed] == ["new"]
+    assert len(rows) == 11 and store.count(Feedback) == 10
 
 
 def test_mistakes_of_the_caller_are_said(tmp_path: Path) -> None:

@@ -683,6 +683,109 @@ def test_spans_without_a_key_keep_no_user(tmp_path: Path) -> None:
     assert "ana" not in text
 
 
+MAIL = "write to ann@example.com"
+
+
+def own_files(folder: Path, suffix: str) -> list[Path]:
+    log = some(1, user="ann@example.com", error=MAIL, tags={"customer": MAIL})
+    log = replace(log, prompt=MAIL, response=MAIL, findings=[{"guard": "pii", "reason": MAIL}])
+    told: dict[str, Any] = {"text": MAIL, "comment": MAIL, "category": MAIL, "data": {"a": [MAIL]}}
+    said = Feedback("f", "r000001", "explicit", "correction", START, user="ann@example.com", **told)
+    write_records([log, said], folder / f"log{suffix}")
+    return [folder / f"log{suffix}"]
+
+
+def span_files(folder: Path, kind: str) -> list[Path]:
+    if kind == "otlp":
+        asked = json.dumps([{"role": "user", "parts": [{"type": "text", "content": MAIL}]}])
+        names = {"gen_ai__request__model": "m1", "gen_ai__input__messages": asked}
+        span = call(1, **names, gen_ai__output__messages=asked.replace("user", "assistant"))
+        told = {"gen_ai.evaluation.name": "tone", "gen_ai.evaluation.explanation": MAIL}
+        told["gen_ai.evaluation.score.label"] = MAIL
+        span["events"] = [{"name": "gen_ai.evaluation.result", "attributes": to_attributes(told)}]
+    else:
+        names = {"openinference__span__kind": "CHAIN", "input__value": MAIL, "output__value": MAIL}
+        note = {"name": "thumbs", "label": "up", "explanation": MAIL, "annotator_kind": "HUMAN"}
+        noted = {f"annotations__0__annotation__{key}": value for key, value in note.items()}
+        span = call(1, **names, **noted)
+    span["attributes"] += to_attributes({"user.id": "ann@example.com", "metadata.customer": MAIL})
+    span["status"] = {"code": 2, "message": MAIL}
+    (folder / "t.jsonl").write_text(otlp(span))
+    return [folder / "t.jsonl"]
+
+
+def langfuse_with_details(folder: Path, _: str) -> list[Path]:
+    files = langfuse_files(folder)
+    told = {"user_id": "ann@example.com", "input": MAIL, "output": MAIL, "status_message": MAIL}
+    files["observations"][0] |= {**told, "level": "ERROR", "metadata": {"customer": MAIL}}
+    for one in files["scores"]:
+        one |= {"comment": MAIL, "author_user_id": "ann@example.com"}
+        one["string_value"] = one["string_value"] and MAIL
+    for name, rows in files.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [folder / f"{name}.jsonl" for name in files]
+
+
+def phoenix_with_details(folder: Path, _: str) -> list[Path]:
+    ids = {"context.trace_id": "a" * 32, "context.span_id": "b" * 16, "span_kind": "LLM"}
+    span = {**ids, "start_time": "2026-11-02T06:00:00Z", "attributes.input.value": MAIL}
+    span |= {"attributes.output.value": MAIL, "attributes.user.id": "ann@example.com"}
+    span |= {"attributes.metadata": {"customer": MAIL}}
+    span |= {"status_code": "ERROR", "status_message": MAIL}
+    note = {"span_id": "b" * 16, "annotation_name": "tier", "annotator_kind": "HUMAN"}
+    note |= {"result.label": MAIL, "result.explanation": MAIL, "user_id": "ann@example.com"}
+    note["created_at"] = "2026-11-02T07:00:00Z"
+    (folder / "p.jsonl").write_text(json.dumps(span) + "\n" + json.dumps(note))
+    return [folder / "p.jsonl"]
+
+
+READERS = {
+    ".jsonl": (own_files, read_log),
+    ".csv": (own_files, read_log),
+    ".parquet": (own_files, read_log),
+    "otlp": (span_files, read_spans),
+    "openinference": (span_files, read_spans),
+    "langfuse": (langfuse_with_details, read_langfuse),
+    "phoenix": (phoenix_with_details, read_phoenix),
+}
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_every_reader_redacts_texts_and_hashes_users(tmp_path: Path, kind: str) -> None:
+    made, read = READERS[kind]
+    paths: Any = made(tmp_path, kind)
+    paths = paths[0] if read is read_log else paths
+    as_it_is, clean = (FeedbackStore(tmp_path / f"{n}.sqlite") for n in range(2))
+    told = {"user_key": "key", "redact": lambda text: text.replace("ann@example.com", "[EMAIL]")}
+    read(paths, as_it_is, user_key="key")
+    done = read(paths, clean, **told)
+    assert done.new > 1 and read(paths, clean, **told).same == done.new
+    before, after = (
+        [one.to_dict() for kept in (Interaction, Feedback) for one in store.read(kept)]
+        for store in (as_it_is, clean)
+    )
+    assert "ann@" not in json.dumps(after)
+    assert json.loads(json.dumps(before).replace("ann@example.com", "[EMAIL]")) == after
+    assert json.dumps(before).count(MAIL) >= 5
+    asked = after[0]
+    assert asked["user"] == hash_user("ann@example.com", "key")
+    assert "[EMAIL]" in asked["prompt"] and "[EMAIL]" in asked["tags"]["customer"]
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_no_import_brings_an_erased_user_back(tmp_path: Path, kind: str) -> None:
+    made, read = READERS[kind]
+    paths: Any = made(tmp_path, kind)
+    paths = paths[0] if read is read_log else paths
+    store = FeedbackStore(tmp_path / "store.sqlite")
+    done = read(paths, store, user_key="key")
+    store.erase_user(hash_user("ann@example.com", "key"))
+    for key in ("key", ""):  # without the key the rows name nobody, and stay out all the same
+        again = read(paths, store, user_key=key)
+        assert again.left_out["of an erased user"] == done.new and again.new == 0
+    assert store.count(Interaction) == store.count(Feedback) == 0
+
+
 def test_ids_may_be_hexadecimal_or_base64() -> None:
     row = json.loads(otlp(call(1)))
     span = row["resourceSpans"][0]["scopeSpans"][0]["spans"][0]

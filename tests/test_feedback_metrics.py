@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,16 @@ from hypothesis import strategies as st
 from sqlalchemy import delete, func, insert, select
 
 from llmops_kit.core import DataError
-from llmops_kit.feedback import counts, rollups, schema
-from llmops_kit.feedback.counts import ERROR, Counts, Histogram, bucket_of, counted
+from llmops_kit.feedback import facts, hours, rollups, schema
+from llmops_kit.feedback.counts import ERROR, Counts, Histogram, bucket_of
 from llmops_kit.feedback.daily import daily_metrics
 from llmops_kit.feedback.database import Database
+from llmops_kit.feedback.facts import counted
 from llmops_kit.feedback.feedback_store import FeedbackStore
 from llmops_kit.feedback.interactions import IMPLICIT, Feedback, Interaction
 from llmops_kit.feedback.metrics import METRICS, breakdown, calculate_metrics, distribution
 from llmops_kit.feedback.readings import quantile, readings
-from llmops_kit.feedback.rollups import refresh, tally
+from llmops_kit.feedback.rollups import reads_rows, refresh, tally
 from llmops_kit.feedback.signals import signals_and_ratings, who_rates
 from llmops_kit.feedback.windows import Window, as_window
 
@@ -41,7 +43,7 @@ def asked(number: int, hours: float, **fields: Any) -> Interaction:
     told: dict[str, Any] = {
         "model": f"m{number % 2}",
         "user": f"u{number % 3}",
-        "versions": {"prompt": f"p{number % 3}"} if number % 7 else {},
+        "versions": {"prompt": f"p{number % 3}", "index": f"i{number % 4}"} if number % 7 else {},
         "tags": ({} if topic is None else {"topic": topic}) | {"other": f"o{number % 2}"},
         "cached": number % 4 == 0,
         "blocked": number % 9 == 0,
@@ -53,6 +55,7 @@ def asked(number: int, hours: float, **fields: Any) -> Interaction:
     }
     if number % 3:
         told["tags"]["checked"] = ("pii,grounding", "grounding", "pii")[number % 4 % 3]
+    told["tags"]["odd key's 🙂"] = ("", "x" * 200, "null", 'a\x01"b')[number % 4]
     return Interaction(f"r{number}", START + hours * HOURS, **{**told, **fields})
 
 
@@ -73,10 +76,10 @@ def by_hand(store: FeedbackStore, window: Window, chosen: Any, by: list[str], st
     """What `tally` should say, from the records alone: sums, and the values of each measure."""
     found: dict[Any, Any] = {}
     for one, said in store.read_with_feedback(window.since, window.until):
-        labels = {"model": one.model, "other": one.tags.get("other")}
-        labels["tags.topic"] = one.tags.get("topic")
-        labels["versions.prompt"] = one.versions.get("prompt")
-        if any(labels[name.replace("tags.other", "other")] not in some for name, some in chosen):
+        labels: dict[str, Any] = {"model": one.model}
+        labels |= {f"versions.{key}": value for key, value in one.versions.items()}
+        labels |= {f"tags.{key}": value for key, value in one.tags.items()}
+        if any(labels.get(name) not in some for name, some in chosen):
             continue
         rated = [f for f in said if f.source == "explicit" and f.kind in KINDS[:3]]
         newest = max((f.time for f in rated), default=None)
@@ -93,7 +96,7 @@ def by_hand(store: FeedbackStore, window: Window, chosen: Any, by: list[str], st
         flags = (one.cached, one.blocked, one.finish_reason == "error", checked, checked and bad)
         row = [1, bool(last), bool(last) and liked, *signs, *flags, cost, cost**2]
         micros = (one.time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
-        key = (0 if step is None else micros // step, *(labels[name] for name in by))
+        key = (0 if step is None else micros // step, *(labels.get(name) for name in by))
         sums, values = found.setdefault(key, (np.zeros(len(row)), ([], [], [])))
         sums += np.array(row, float)
         for some, name in zip(values, schema.MEASURES, strict=True):
@@ -118,13 +121,16 @@ QUESTIONS: list[tuple[list[tuple[str, list[Any]]], list[str], int | None]] = [
     ([("tags.topic", ["billing", ""])], ["model", "versions.prompt"], schema.DAY),
     ([("versions.prompt", ["p1", "p2"]), ("model", ["m0", "m1"])], ["tags.topic"], None),
     ([("tags.other", ["o1"])], ["model"], schema.HOUR),
+    ([("versions.index", ["i1", "i2"]), ("model", ["m0"])], ["tags.topic", "tags.other"], None),
+    ([("tags.odd key's 🙂", [None])], [], schema.DAY),
+    ([], ["tags.odd key's 🙂", "versions.index", "tags.nobody"], 2 * schema.HOUR),
 ]
 
 
 def check(store: FeedbackStore, window: Window) -> None:
     """Every question has the same answer from rollups, from the interactions, and by hand."""
     for chosen, by, step in QUESTIONS:
-        asked_for: dict[str, Any] = {n: some[0] if some == ["m1"] else some for n, some in chosen}
+        asked_for: dict[str, Any] = {n: some[0] if len(some) == 1 else some for n, some in chosen}
         found = tally(store, window, asked_for, by, step)
         with store.reading() as connection:
             direct = counted(connection, window, asked_for, by, step)
@@ -158,10 +164,22 @@ def window_of(one: float, other: float) -> Window:
     return Window(START + low * HOURS, START + (high + 0.01) * HOURS)
 
 
-@pytest.mark.parametrize(("kind", "examples"), [("sqlite", 10), ("postgres", 3)])
-def test_rollups_are_right_whatever_happens(
-    kind: str, examples: int, request: pytest.FixtureRequest, tmp_path: Path
+@pytest.mark.parametrize(
+    ("kind", "examples", "most", "names"),
+    [("sqlite", 6, 1000, 60), ("postgres", 2, 1000, 60), ("sqlite", 3, 1, 60), ("sqlite", 2, 9, 4)],
+)
+def test_rollups_and_columns_are_right_whatever_happens(
+    kind: str,
+    examples: int,
+    most: int,
+    names: int,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(rollups, "rows_of", partial(hours.rows_of, most=most))
+    monkeypatch.setattr(hours, "MOST_NAMES", names)
+    monkeypatch.setattr(hours, "_ROWS", 3)
     path = tmp_path / "f.sqlite" if kind == "sqlite" else request.getfixturevalue("postgres")
     store = FeedbackStore(path)
     store.database.compact = lambda: None  # type: ignore[method-assign]  # slow, and no matter here
@@ -199,9 +217,9 @@ def test_days_hours_and_edges(where: str) -> None:
     whole = Window(START, START + 210 * HOURS)
     check(store, whole)
     with store.reading() as connection:
-        days, hours, rest = rollups._split(connection, whole, None)
+        days, some, rest = rollups._split(connection, whole, None)
         assert connection.execute(select(func.count()).select_from(schema.changed)).scalar() == 1
-    assert (len(days), len(hours), len(rest)) == (1, 2, 2)
+    assert (len(days), len(some), len(rest)) == (1, 2, 2)
     assert refresh(store, whole) == 0
     store.write([replace(said[9], kind="thumbs_down", time=START + 400 * HOURS)])  # of another day
     assert refresh(store, whole) == 1
@@ -224,15 +242,15 @@ def test_what_changes_while_it_is_counted_is_counted_again(
     store.write(asked(n, n * 0.1) for n in range(60))
     window = Window(START, START + 24 * HOURS)
 
-    def counted_late(connection: Any, part: Window, *rest: Any) -> Any:
-        found = counted(connection, part, *rest)
+    def read_late(connection: Any, part: Window) -> Any:
+        found = hours.read_columns(connection, part)
         if part.since <= START + 3 * HOURS < part.until and not busy:
             busy.append(1)
             other.write([asked(777, 3.0)])
         return found
 
     busy: list[int] = []
-    monkeypatch.setattr(rollups, "counted", counted_late)
+    monkeypatch.setattr(rollups, "read_columns", read_late)
     refresh(store, window)
     monkeypatch.undo()
     assert busy
@@ -277,6 +295,12 @@ def test_two_count_while_one_writes(where: str) -> None:
         keys = select(c.hours, c.hour, c.model, c.prompt, c.topic, func.count().label("n"))
         twice = keys.group_by(c.hours, c.hour, c.model, c.prompt, c.topic).having(func.count() > 1)
         assert connection.execute(twice).all() == []
+        c = schema.columns.c
+        sizes = select(c.hour, func.length(c.data)).where(c.name.in_(["", "model"]))
+        by_hour: dict[int, list[int]] = {}
+        for hour, size in connection.execute(sizes):
+            by_hour.setdefault(hour, []).append(size)
+    assert all(sorted(some)[1] == 16 * min(some) for some in by_hour.values())
     store.close()
 
 
@@ -284,18 +308,20 @@ def test_what_was_counted_of_erased_rows_is_gone_at_once(where: str) -> None:
     store = FeedbackStore(where)
     store.write([asked(1, 1.0, user="ann", tags={"topic": "only hers"}), asked(2, 1.1, user="ben")])
     window = Window(START.replace(hour=0, minute=0), START + 48 * HOURS)
-    assert {key[1] for key in tally(store, window, None, ["tags.topic"])} == {
-        "only hers",
-        "billing",
-    }
+    topics = {key[1] for key in tally(store, window, None, ["tags.topic"])}
+    assert topics == {"only hers", "billing"}
+    labels = select(schema.columns.c.labels)
+    with store.reading() as connection:
+        assert "only hers" in str(connection.execute(labels).all())
     store.erase_user("ann")
     with store.reading() as connection:
         assert "only hers" not in connection.execute(select(schema.rollups.c.topic)).scalars().all()
+        assert connection.execute(labels).all() == []
     check(store, window)
     store.close()
 
 
-def test_version_2_becomes_version_3(where: str) -> None:
+def test_version_2_becomes_the_present_one(where: str) -> None:
     old, database = datetime(1969, 12, 31, 23, 10, tzinfo=UTC), Database(where)
     rows = [asked(n, n * 1.7) for n in range(80)] + [asked(999, 0, time=old) for _ in range(0)]
     rows.append(replace(asked(999, 0), time=old))
@@ -307,12 +333,60 @@ def test_version_2_becomes_version_3(where: str) -> None:
     database.close()
     store = FeedbackStore(where)
     with store.reading() as connection:
-        hours = connection.execute(select(schema.changed.c.hour)).scalars().all()
-        assert connection.execute(select(schema.schema_version.c.version)).scalars().all() == [3]
+        marked = connection.execute(select(schema.changed.c.hour)).scalars().all()
+        assert connection.execute(select(schema.schema_version.c.version)).scalars().all() == [
+            schema.VERSION
+        ]
     epoch = datetime(1970, 1, 1, tzinfo=UTC)
-    assert set(hours) == {(one.time - epoch) // HOURS for one in rows}
+    assert set(marked) == {(one.time - epoch) // HOURS for one in rows}
     check(store, Window(START, START + 200 * HOURS))
     check(store, Window(old - 30 * HOURS, old + 30 * HOURS))
+    store.close()
+
+
+def test_a_version_without_columns_gets_them(where: str) -> None:
+    store, window = FeedbackStore(where), Window(START, START + 40 * HOURS)
+    store.write(asked(n, n * 0.3) for n in range(120))
+    refresh(store, window)
+    gone, late = asked(0, 0.0), asked(500, 20.0)
+    with store.database.writing() as connection:  # as the version before left it, with a mark
+        schema.columns.drop(connection)
+        connection.execute(schema.schema_version.update().values(version=4))
+        connection.execute(delete(schema.changed))
+        connection.execute(
+            delete(schema.interactions).where(schema.interactions.c.time < gone.time)
+        )
+        connection.execute(insert(schema.interactions), [schema.row_of(late)])
+        epoch = datetime(1970, 1, 1, tzinfo=UTC)
+        mark = {"hour": (late.time - epoch) // HOURS, "mark": 7}
+        connection.execute(insert(schema.changed), [mark])
+    store.close()
+    store = FeedbackStore(where)
+    check(store, window)
+    assert tally(store, window, {"tags.other": ["o0", "o1"]})[(0,)].requests == 121
+    assert refresh(store, window) == 0
+    store.close()
+
+
+def test_a_page_knows_when_it_waits_for_rows(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollups, "rows_of", partial(hours.rows_of, most=20))
+    store, window = FeedbackStore(where), Window(START - HOURS, START + 30 * HOURS)
+    rows = [asked(n, n * 0.2) for n in range(100)]
+    burst = [asked(n, 9.0 + n / 1000, tags={"trace": str(n)}) for n in range(200, 230)]
+    store.write([*rows, *burst, asked(900, 1.0, tags={"k" * 200: "v"})])
+    refresh(store, window)
+    assert reads_rows(store, window, ["model", "tags.other", "versions.index", "tags.none"]) == ""
+    assert reads_rows(store, window, ["tags.trace"]) == (
+        "tags.trace has more than 1,000 values in an hour."
+    )
+    assert reads_rows(store, window, ["session"]) == "session is not kept by hour."
+    longest = f"tags.{'k' * 200}"
+    assert reads_rows(store, window, [longest]) == ""
+    assert tally(store, window, {longest: "v"})[(0,)].requests == 1
+    assert tally(store, window, {"tags.trace": "207"}, ["model"])[(0, "m1")].requests == 1
+    assert len(tally(store, window, None, ["tags.trace"])) == 31
+    early = Window(START, START + 5 * HOURS)
+    assert reads_rows(store, early, ["tags.trace"]) == ""
     store.close()
 
 
@@ -322,7 +396,7 @@ def test_both_databases_give_the_same_numbers(postgres: str, tmp_path: Path) -> 
     tables = []
     for store in stores:
         empty(store)
-        store.write(asked(n, n * 0.2) for n in range(600))
+        store.write(asked(n, n * 0.2, user=f"u{n % 50}") for n in range(600))
         store.write(thought(n, n * 2, KINDS[n % 7], n * 0.4 + 0.1, 1 + n % 5) for n in range(300))
         frame = daily_metrics(store, window, {"tags.other": ["o0", "o1"]}, min_n=10)
         pd.testing.assert_frame_equal(frame, daily_metrics(store, window, min_n=10))
@@ -400,7 +474,7 @@ def test_a_dashboard_that_cannot_write_still_reads(tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import tracemalloc
 
-    monkeypatch.setattr(counts, "_BLOCK", 200)
+    monkeypatch.setattr(facts, "_BLOCK", 200)
     store, peaks = FeedbackStore(tmp_path / "f.sqlite"), []
     for size in (1500, 6000):
         store.write(asked(n, n / 300, prompt="p" * 500) for n in range(size))
@@ -503,7 +577,8 @@ def test_a_signal_that_goes_with_bad_ratings_is_found(tmp_path: Path) -> None:
     rows, said = [], []
     for n in range(2500):
         bad, rated = random.random() < 0.25, random.random() < 0.4
-        rows.append(asked(n, n / 100, latency_ms=float(random.gamma(4, 100)) * (1 + rated)))
+        slow = float(random.gamma(4, 100)) * (1 + rated)
+        rows.append(asked(n, n / 100, user=f"u{n % 500}", latency_ms=slow))
         if rated:
             said.append(thought(n, n, ("thumbs_up", "thumbs_down")[bad], n / 100 + 1))
         if random.random() < (0.5 if bad else 0.1):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from llmops_kit.core import DataError, StoreError
-from llmops_kit.feedback import schema, upgrades
+from llmops_kit.feedback import erase, schema, upgrades
 from llmops_kit.feedback.database import Database
 from llmops_kit.feedback.feedback_store import FeedbackStore, Written
 from llmops_kit.feedback.interactions import Feedback, Interaction, as_utc, new_id, word_diff
@@ -161,6 +161,132 @@ def test_erased_rows_are_gone(where: str) -> None:
     store.close()
 
 
+NOW = as_utc("2026-11-20T12:00:00Z")
+
+
+def old_log() -> list[Interaction | Feedback]:
+    """What two users asked and said, and a judge's scores, before any erasure."""
+    log = [interaction(n, user=("ann", "ben")[n % 2], response="mark") for n in range(40)]
+    said = [
+        Feedback(f"f{n}", f"r{n:06d}", "explicit", "comment", START, user="ben", comment="mark")
+        for n in range(0, 40, 4)
+    ]
+    names = ("r000002", "r000003")
+    scores = [Feedback(f"j{n[-1]}", n, "judge", "tone", START, 0.5, judge="j") for n in names]
+    return [*log, *said, *scores]
+
+
+def erase_at(store: FeedbackStore, monkeypatch: pytest.MonkeyPatch, at: datetime = NOW) -> None:
+    monkeypatch.setattr(erase, "utc_now", lambda: at)
+    store.erase_user("ann")
+
+
+def test_what_was_erased_does_not_come_back(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, log = FeedbackStore(where), old_log()
+    store.write(log)
+    erase_at(store, monkeypatch)
+    for order in (log, log[::-1]):
+        assert store.write(order) == Written(same=21, erased=31)
+    anonymous = [replace(one, user="") for one in log if isinstance(one, Interaction)]
+    assert store.write(anonymous[::2]) == Written(erased=20)
+    assert (store.count(Interaction), store.count(Feedback)) == (20, 1)
+    late, exact = (interaction(n, user="ann", time=NOW + timedelta(microseconds=n)) for n in (9, 0))
+    fresh = replace(late, request_id="new")
+    assert store.write([fresh, replace(exact, request_id="exact")]) == Written(new=1, erased=1)
+    own = Feedback("own", "new", "explicit", "thumbs_up", fresh.time, user="ann")
+    assert store.write([own]) == Written(new=1)
+    erase_at(store, monkeypatch, NOW + timedelta(days=1))
+    assert store.write([fresh, own, log[1]]) == Written(same=1, erased=2)
+    store.close()
+
+
+def test_a_record_that_never_arrived_stays_away_too(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, log = FeedbackStore(where), old_log()
+    score = log[-2]
+    store.write([score])  # it came before its interaction
+    erase_at(store, monkeypatch)
+    assert store.count(Feedback) == 1  # nobody can know yet whose it is
+    assert store.write([log[2]]) == Written(erased=1)
+    assert store.count(Feedback) == 0
+    assert store.write([score, replace(score, id="other")]) == Written(erased=2)
+    again = replace(log[4], time=NOW + timedelta(seconds=1), request_id="r000006")
+    store.write([again])  # an id that is used anew is not closed by its old record
+    assert store.write([log[6]]) == Written(erased=1)
+    assert store.write([replace(score, id="on", request_id="r000006")]) == Written(new=1)
+    store.close()
+
+
+ERASE = """
+import sys
+from llmops_kit.feedback import erase
+from llmops_kit.feedback.feedback_store import FeedbackStore
+store = FeedbackStore(sys.argv[1])
+step = erase._erase_interactions
+def slow(*told):
+    print("begun", flush=True)
+    sys.stdin.readline()
+    return step(*told)
+erase._erase_interactions = slow
+store.erase_user("ann")
+"""
+
+
+def test_an_erasure_that_was_killed_lets_nothing_in(where: str) -> None:
+    store, log = FeedbackStore(where), old_log()
+    store.write(log[:20])
+    command = [sys.executable, "-c", ERASE, where]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = subprocess.Popen(command, **pipes)  # type: ignore[call-overload]
+    assert process.stdout.readline() == b"begun\n"
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert store.write(log[20:40]) == Written(new=10, erased=10)
+    store.erase_user("ann")
+    assert store.count(Interaction, where={"user": "ann"}) == 0
+    assert store.write(log[:40]) == Written(same=20, erased=20)
+    store.close()
+
+
+def test_writers_and_an_erasure_at_once(where: str) -> None:
+    store, log = FeedbackStore(where), old_log()
+    writers = [FeedbackStore(where) for _ in range(3)]
+    begun = threading.Barrier(4)
+
+    def write(one: FeedbackStore) -> None:
+        begun.wait()
+        for _ in range(6):
+            one.write(log, size=7)
+
+    threads = [threading.Thread(target=write, args=[one]) for one in writers]
+    for thread in threads:
+        thread.start()
+    begun.wait()
+    store.erase_user("ann")
+    for thread in threads:
+        thread.join()
+    assert store.count(Interaction, where={"user": "ann"}) == 0
+    assert {one.id for one in store.read(Feedback)} == {"j3"}
+    for one in (store, *writers):
+        one.close()
+
+
+def test_version_3_remembers_erasures_from_now_on(where: str) -> None:
+    database = Database(where)
+    with database.writing() as connection:
+        tables = [one for one in schema.metadata.sorted_tables if one is not schema.erased]
+        schema.metadata.create_all(connection, tables)
+        connection.execute(schema.schema_version.insert().values(version=3))
+        rows = [schema.row_of(one) for one in old_log() if isinstance(one, Interaction)]
+        connection.execute(schema.interactions.insert(), rows)
+    database.close()
+    store = FeedbackStore(where)
+    assert store.erase_user("ann").interactions == 20
+    assert store.write(old_log()[:40]) == Written(same=20, erased=20)
+    store.close()
+
+
 def fill_version_1(database: Database, bad: bool = False) -> None:
     rows = [
         {
@@ -212,6 +338,20 @@ def test_version_1_becomes_the_present_one(where: str) -> None:
     again.close()
 
 
+def test_a_reader_sees_one_state_while_another_writes(where: str) -> None:
+    store, other = FeedbackStore(where), FeedbackStore(where)
+    count = text("SELECT count(*) FROM llm_feedback")
+    store.write([thumb("a", 1)])
+    with store.reading() as connection:
+        assert connection.execute(count).scalar() == 1
+        other.write([thumb("b", 1)])
+        assert connection.execute(count).scalar() == 1
+    with store.reading() as connection:
+        assert connection.execute(count).scalar() == 2
+    store.close()
+    other.close()
+
+
 def test_a_migration_that_fails_changes_nothing(where: str) -> None:
     database = Database(where)
     fill_version_1(database, bad=True)
@@ -232,7 +372,7 @@ def test_databases_of_others_are_left_alone(where: str) -> None:
     with database.writing() as connection:
         connection.execute(text("CREATE TABLE llm_schema (version INTEGER)"))
         connection.execute(text("INSERT INTO llm_schema VALUES (99)"))
-    with pytest.raises(StoreError, match="of version 99, this code knows 3"):
+    with pytest.raises(StoreError, match=f"of version 99, this code knows {schema.VERSION}"):
         FeedbackStore(where)
     database.close()
 

@@ -27,7 +27,7 @@ from sqlalchemy import (
     select,
 )
 
-from ..core import DataError, Record
+from ..core import DataError, Record, StoreError
 from .database import Database
 from .feedback_store import FeedbackStore
 from .fields import as_utc, utc_now
@@ -140,20 +140,42 @@ def _row(episode: Episode) -> dict[str, Any]:
 class AlertLog:
     """The episodes of all rules, in the database of a store (or at a path, or an address).
 
-    Several processes may use it at once. StoreError where the database fails.
+    Several processes may use it at once. The table is made when something is written first, so
+    who may only read can look. StoreError where the database fails.
     """
 
     def __init__(self, where: FeedbackStore | str | os.PathLike[str]) -> None:
         self.database = where.database if isinstance(where, FeedbackStore) else Database(where)
-        with self.database.reading() as connection:
-            there = inspect(connection).has_table(alerts.name)
-        if not there:
+        self._there = False
+
+    @property
+    def note(self) -> str:
+        """Why the history is empty, where nobody has kept one yet; "" where there is one."""
+        if self._has_table():
+            return ""
+        return "Nobody has kept alerts in this store yet: no check of the rules has written here."
+
+    def _has_table(self) -> bool:
+        if not self._there:
+            with self.database.reading() as connection:
+                self._there = inspect(connection).has_table(alerts.name)
+        return self._there
+
+    def _make_table(self) -> None:
+        if self._has_table():
+            return
+        try:
             with self.database.writing() as connection:
                 metadata.create_all(connection)
+        except StoreError as error:
+            told = f"the history of alerts cannot be kept here: {error.what}"
+            step = "Give AlertLog a path or an address that may be written to."
+            raise StoreError(told, self.database.shown, step) from None
 
     def settle(self, verdicts: Sequence[Verdict], now: datetime | None = None) -> list[Alert]:
         """Keep what the verdicts change, and return the alerts to tell: new ones and reminders."""
         at, told = as_utc(now or utc_now(), "now"), list[Alert]()
+        self._make_table()
         with self.database.writing() as connection:
             for verdict in verdicts:
                 query = select(alerts).where(alerts.c.rule == verdict.rule.name)
@@ -180,6 +202,8 @@ class AlertLog:
             query = query.where(lasting)
         if until is not None:
             query = query.where(alerts.c.time < as_utc(until, "until"))
+        if not self._has_table():
+            return []
         with self.database.reading() as connection:
             return [_episode(row) for row in connection.execute(query).mappings()]
 
@@ -192,6 +216,7 @@ class AlertLog:
         self._mark(id, ended=as_utc(now or utc_now(), "now"))
 
     def _mark(self, id: str, **values: Any) -> None:
+        self._make_table()
         with self.database.writing() as connection:
             done = connection.execute(alerts.update().where(alerts.c.id == id).values(values))
         if not done.rowcount:

@@ -16,6 +16,7 @@ from ..core import Record, Where
 from ..embed import Embedder
 from .alert_log import Alert
 from .backtest import backtest
+from .clusters import CLUSTERED, UserReading, user_readings, user_sums
 from .corrections import Corrections, corrections
 from .daily import daily_metrics
 from .failures import FailureReport, failure_patterns
@@ -24,9 +25,36 @@ from .interactions import Interaction
 from .metrics import breakdown, calculate_metrics
 from .negatives import negatives
 from .readings import METRICS, Reading
+from .schema import DAY
 from .signals import signals_and_ratings, who_rates
 from .targets import Targets, load_targets, state_of
 from .windows import Window, as_window
+
+# %% ../../nbs/70_feedback/13_analyzer.ipynb #121d3296
+def _metrics(
+    store: FeedbackStore, span: Window, where: Where | None, min_n: int
+) -> dict[str, Reading]:
+    fast = calculate_metrics(store, span, where, min_n)
+    return fast | user_readings(user_sums(store, span, where).get((0,), {}), min_n)
+
+
+def _breakdown(
+    store: FeedbackStore, span: Window, label: str, where: Where | None, min_n: int
+) -> dict[str, dict[str, Reading]]:
+    fast = breakdown(store, span, label, where, min_n)
+    sums = user_sums(store, span, where, [label]).items()
+    found = {"" if of is None else str(of): one for (_, of), one in sums}
+    return {of: one | user_readings(found.get(of, {}), min_n) for of, one in fast.items()}
+
+
+def _daily(store: FeedbackStore, span: Window, where: Where | None, min_n: int) -> pd.DataFrame:
+    days, found = daily_metrics(store, span, where, min_n), user_sums(store, span, where, step=DAY)
+    numbers = [int(at.timestamp()) * 1_000_000 // DAY for at in days.time]
+    rows = [user_readings(found.get((number,), {}), min_n) for number in numbers]
+    for name in CLUSTERED:
+        for side, key in (("value", name), ("low", f"{name}_low"), ("high", f"{name}_high")):
+            days[key] = pd.Series([getattr(row[name], side) for row in rows], dtype=float)
+    return days
 
 # %% ../../nbs/70_feedback/13_analyzer.ipynb #5f06f553
 When = str | Window | Sequence[Any]
@@ -52,8 +80,8 @@ class FeedbackAnalyzer:
     def calculate_metrics(
         self, window: When = "24h", where: Where | None = None
     ) -> dict[str, Reading]:
-        """The metrics of METRICS, each with its interval and n."""
-        return calculate_metrics(self.store, as_window(window), where, self.min_n)
+        """The metrics of METRICS with interval and n; shares and the cost as `UserReading`."""
+        return _metrics(self.store, as_window(window), where, self.min_n)
 
     def get_failure_patterns(
         self, window: When = "7d", where: Where | None = None
@@ -108,16 +136,14 @@ class FeedbackReport(Record):
 
     def breakdown_table(self) -> pd.DataFrame:
         """A row for each label, value and metric that has a value."""
-        rows = [
-            {"label": label, "of": of, **one.to_dict()}
-            for label, values in self.breakdowns.items()
-            for of, found in values.items()
-            for one in found.values()
-            if one.value is not None
-        ]
-        return pd.DataFrame(rows)
+        return pd.DataFrame(_rows_by_label(self.breakdowns))
 
+    @property
+    def remarks(self) -> list[str]:
+        """What to know before the intervals are read, in sentences: design effects, heavy users."""
+        return _remarks(self.metrics)
 
+# %% ../../nbs/70_feedback/13_analyzer.ipynb #b9ebeaff
 def _row(report: FeedbackReport, name: str) -> dict[str, Any]:
     one, target = report.metrics[name], report.targets.of(name)
     return {
@@ -127,6 +153,32 @@ def _row(report: FeedbackReport, name: str) -> dict[str, Any]:
         "alert": None if target is None else target.alert,
         "state": report.states.get(name, ""),
     }
+
+
+def _rows_by_label(found: dict[str, dict[str, dict[str, Reading]]]) -> list[dict[str, Any]]:
+    return [
+        {"label": label, "of": of, **one.to_dict()}
+        for label, values in found.items()
+        for of, metrics in values.items()
+        for one in metrics.values()
+        if one.value is not None
+    ]
+
+
+def _remarks(metrics: dict[str, Reading]) -> list[str]:
+    known = [one for one in metrics.values() if isinstance(one, UserReading)]
+    told = [
+        f"{one.note[:1].upper()}{one.note[1:]}."
+        for one in known
+        if one.value is not None and one.note
+    ]
+    effects = {one.name: one.design_effect for one in known if one.design_effect is not None}
+    if not effects:
+        return list(dict.fromkeys(told))
+    most = max(effects, key=lambda name: effects[name])
+    words = "Intervals of shares and of the cost are by users; the largest design effect is"
+    words += f" {effects[most]:.1f}, for {METRICS[most].title}."
+    return [words, *dict.fromkeys(told)]
 
 # %% ../../nbs/70_feedback/13_analyzer.ipynb #6dadc6c3
 def _reported(
@@ -146,8 +198,8 @@ def _reported(
         metrics=metrics,
         before=analyzer.calculate_metrics(window.previous(), where),
         states={name: state_of(target, metrics[name]) for name, target in held.items()},
-        daily=daily_metrics(store, window, where, min_n),
-        breakdowns={label: breakdown(store, window, label, where, min_n) for label in by},
+        daily=_daily(store, window, where, min_n),
+        breakdowns={label: _breakdown(store, window, label, where, min_n) for label in by},
         alerts=backtest(store, targets, window).alerts,
         failures=analyzer.get_failure_patterns(window, where),
         corrections=analyzer.get_user_corrections(window, where),

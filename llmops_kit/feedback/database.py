@@ -129,7 +129,8 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A connection that sees one state of the database; what it changes is not kept."""
-        with self._connected() as connection:
+        level = {} if self.sqlite else {"isolation_level": "REPEATABLE READ"}
+        with self._connected(**level) as connection:
             yield connection
 
     @contextmanager

@@ -6,18 +6,19 @@
 __all__ = ['Week', 'Trend', 'weekly_counts', 'trend', 'FailureGroup', 'FailureReport']
 
 # %% ../../nbs/70_feedback/11_failure_groups.ipynb #816a7065
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from ..core import Record
+from .amounts import measured
 from .fixes import ACTIONS, Fix
 from .grouping import Stability
 from .kinds import KINDS
 from .negatives import Negative
 from .windows import Window
+from ..page import markdown_table
 from ..stats import Estimate, proportion
 
 # %% ../../nbs/70_feedback/11_failure_groups.ipynb #7b6e1b6f
@@ -157,22 +158,15 @@ class FailureReport(Record):
 
     def _repr_markdown_(self) -> str:
         names = ["group", "n", "share", "trend", "kind", "fix", "priority", "stability"]
-        head = f"| {' | '.join(names)} |\n|{'---|' * len(names)}"
-        rows = [_row(one) for one in self.groups]
+        table = markdown_table(names, map(_row, self.groups))
         left = f"{len(self.outliers)} of {self.n} negatives are in no group."
         whole = self.stability.whole
         sure = f" Adjusted Rand index over {self.stability.resamples} resamples: {whole}."
-        return "\n".join([head, *rows, "", left + (sure if whole else "")])
+        return f"{table}\n\n{left}{sure if whole else ''}"
 
 # %% ../../nbs/70_feedback/11_failure_groups.ipynb #856265cf
-def _cell(text: str) -> str:
-    """Text that no table, link or tag of Markdown is made of."""
-    return re.sub(r"([\\`*_{}\[\]()<>#|!&~$])", r"\\\1", re.sub(r"\s+", " ", text))
-
-
-def _row(one: FailureGroup) -> str:
-    share = f"{one.share.value:.1%} [{one.share.low:.1%}, {one.share.high:.1%}]"
+def _row(one: FailureGroup) -> tuple[Any, ...]:
+    share = measured(one.share.value, one.share.low, one.share.high, "share")
     sure = "" if one.stability is None else f"{one.stability:.2f}"
-    fix = _cell(ACTIONS[one.fix.action])
-    cells = [_cell(one.label), str(one.count), share, one.trend.verdict, KINDS[one.kind].title]
-    return f"| {' | '.join([*cells, fix, f'{one.priority:.0f}', sure])} |"
+    told = one.trend.verdict, KINDS[one.kind].title, ACTIONS[one.fix.action]
+    return one.label, one.count, share, *told, f"{one.priority:.0f}", sure

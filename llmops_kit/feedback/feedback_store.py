@@ -7,45 +7,38 @@ __all__ = ['Row', 'Written', 'FeedbackStore']
 
 # %% ../../nbs/70_feedback/02_feedback_store.ipynb #96b831dd
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import islice
 from typing import Any
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, select, update
 
-from ..core import DataError, Record, Where
+from ..core import DataError, Record
 from .database import Database
-from .erase import Erased, erase_before, erase_user
+from .erase import Erased, erase_before, erase_user, let_in
+from .feedback_reader import FeedbackReader, batches
 from .interactions import Feedback, Interaction, utc_now
-from llmops_kit.feedback.schema import (
-    TABLES,
-    VERSION,
-    R,
-    columns_of,
-    history,
-    key_of,
-    record_of,
-    row_of,
-)
-from .select import conditions, pages
+from .schema import TABLES, VERSION, history, key_of, record_of, row_of
 from .touched import touch
 from .upgrades import upgrade, version_of
 
 # %% ../../nbs/70_feedback/02_feedback_store.ipynb #f25f8a05
 @dataclass(frozen=True)
 class Written(Record):
-    """What a write did: rows that were new, there already in the same words, or revised."""
+    """What a write did: rows that were new, there already in the same words, or revised.
+
+    `erased` ones were left out, since their user or request was erased after their time.
+    """
 
     new: int = 0
     same: int = 0
     revised: int = 0
+    erased: int = 0
 
     def __add__(self, other: "Written") -> "Written":
-        revised = self.revised + other.revised
-        return Written(self.new + other.new, self.same + other.same, revised)
+        pairs = zip(self.to_dict().values(), other.to_dict().values(), strict=True)
+        return Written(*(mine + theirs for mine, theirs in pairs))
 
 
 Row = dict[str, Any]
@@ -91,10 +84,10 @@ def _revise(connection: Connection, kind: type[Any], row: Row, new: list[Row]) -
 # %% ../../nbs/70_feedback/02_feedback_store.ipynb #59f2dab8
 def _put(connection: Connection, kind: type[Any], rows: list[Row]) -> Written:
     """Write rows of one kind: new ones together, the others one by one."""
-    key = key_of(kind)
-    known = _known(connection, kind, [row[key] for row in rows])
+    key, allowed = key_of(kind), let_in(connection, kind, rows)
+    known = _known(connection, kind, [row[key] for row in allowed])
     new, again = [], []
-    for row in rows:
+    for row in allowed:
         if row[key] in known:
             again.append(row)
         else:
@@ -102,7 +95,7 @@ def _put(connection: Connection, kind: type[Any], rows: list[Row]) -> Written:
             new.append(row)
     if new:
         connection.execute(TABLES[kind].insert(), new)
-    done = Written(new=len(new))
+    done = Written(new=len(new), erased=len(rows) - len(allowed))
     for row in again:
         if known[row[key]] == row["digest"]:
             done += Written(same=1)
@@ -112,14 +105,8 @@ def _put(connection: Connection, kind: type[Any], rows: list[Row]) -> Written:
     touch(connection, kind, new)
     return done
 
-
-def _batches(records: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    some = iter(records)
-    while batch := list(islice(some, size)):
-        yield batch
-
 # %% ../../nbs/70_feedback/02_feedback_store.ipynb #b06e9f4e
-class FeedbackStore:
+class FeedbackStore(FeedbackReader):
     """Interactions and feedback in a SQLite file (a path) or PostgreSQL (its address).
 
     Made or brought to the present version when it is opened. Safe in threads, forks and several
@@ -127,17 +114,13 @@ class FeedbackStore:
     """
 
     def __init__(self, where: str | os.PathLike[str], timeout_s: float = 30.0) -> None:
-        self.database = Database(where, timeout_s)
+        super().__init__(Database(where, timeout_s))
         self.shown = self.database.shown
         with self.reading() as connection:
             present = version_of(connection) == VERSION  # then a writer need not be waited for
         if not present:
             with self.database.writing() as connection:
                 upgrade(connection, self.shown)
-
-    def reading(self) -> AbstractContextManager[Connection]:
-        """A SQLAlchemy connection for queries of one's own over the tables of `schema`."""
-        return self.database.reading()
 
     def write(self, records: Iterable[Interaction | Feedback], size: int = 1000) -> Written:
         """Write records in transactions of `size`; when it returns they survive kill -9.
@@ -146,7 +129,7 @@ class FeedbackStore:
         the later `time` counts (of equal times the one that came later) and the other is history.
         """
         done = Written()
-        for batch in _batches(records, size):
+        for batch in batches(records, size):
             rows: dict[type[Any], list[Row]] = {Interaction: [], Feedback: []}
             for record in batch:
                 if type(record) not in rows:
@@ -158,86 +141,6 @@ class FeedbackStore:
                     if some:
                         done += _put(connection, kind, some)
         return done
-
-    def get(self, kind: type[R], ids: Sequence[str]) -> dict[str, R]:
-        """The records with these ids, as far as they are there; retracted ones too."""
-        table, found = TABLES[kind], dict[str, R]()
-        key = table.c[key_of(kind)]
-        with self.reading() as connection:
-            for some in _batches(ids, 500):
-                chosen = select(*columns_of(kind)).where(key.in_(some))
-                records = [record_of(kind, row) for row in connection.execute(chosen)]
-                found.update({getattr(one, key_of(kind)): one for one in records})
-        return found
-
-    def read(
-        self,
-        kind: type[R],
-        since: datetime | str | None = None,
-        until: datetime | str | None = None,
-        where: Where | None = None,
-        *,
-        newest: bool = False,
-        limit: int | None = None,
-    ) -> Iterator[R]:
-        """Records in [since, until) by time, in constant memory; see `select.conditions`.
-
-        Retracted feedback is left out unless `where` asks for it.
-        """
-        for page in self._pages(kind, since, until, where, newest=newest, limit=limit):
-            yield from page
-
-    def _pages(self, kind: type[R], *window: Any, **order: Any) -> Iterator[list[R]]:
-        return pages(self.database, kind, self._chosen(kind, *window), **order)
-
-    def _chosen(self, kind: type[Any], since: Any, until: Any, where: Where | None) -> list[Any]:
-        wanted = {"retracted": False, **(where or {})} if kind is Feedback else where
-        return conditions(TABLES[kind], since, until, wanted)
-
-    def read_with_feedback(
-        self,
-        since: datetime | str | None = None,
-        until: datetime | str | None = None,
-        where: Where | None = None,
-        *,
-        newest: bool = False,
-        limit: int | None = None,
-    ) -> Iterator[tuple[Interaction, list[Feedback]]]:
-        """Interactions of a window, each with the feedback that counts, whenever it came."""
-        window = (since, until, where)
-        for page in self._pages(Interaction, *window, newest=newest, limit=limit, size=500):
-            said = self.feedback_of([one.request_id for one in page])
-            yield from ((one, said.get(one.request_id, [])) for one in page)
-
-    def feedback_of(self, request_ids: Sequence[str]) -> dict[str, list[Feedback]]:
-        """The feedback that counts on these requests, by request, in order of time."""
-        found: dict[str, list[Feedback]] = {}
-        for some in _batches(request_ids, 500):
-            for one in self.read(Feedback, where={"request_id": some}):
-                found.setdefault(one.request_id, []).append(one)
-        return found
-
-    def count(
-        self,
-        kind: type[Any],
-        since: datetime | str | None = None,
-        until: datetime | str | None = None,
-        where: Where | None = None,
-    ) -> int:
-        """How many records `read` would give."""
-        chosen = select(func.count()).select_from(TABLES[kind])
-        with self.reading() as connection:
-            found = connection.execute(chosen.where(*self._chosen(kind, since, until, where)))
-            return int(found.scalar_one())
-
-    def versions(self, kind: type[R], name: str) -> list[R]:
-        """Every version of the record with this id in order of time; the last one counts."""
-        chosen = (history.c.id == name, history.c.record == kind.__name__)
-        query = select(history.c.content).where(*chosen).order_by(history.c.time, history.c.number)
-        with self.reading() as connection:
-            older = connection.execute(query).scalars().all()
-        found: list[R] = [kind.from_dict(row) for row in older]
-        return found + list(self.get(kind, [name]).values())
 
     def retract(self, name: str) -> None:
         """Let a feedback no longer count; its versions stay. DataError if there is none."""

@@ -9,24 +9,25 @@ __all__ = ['langfuse_rows', 'langfuse_interaction', 'langfuse_feedback', 'read_l
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import Any
 
 from ..core import DataError
 from .datafiles import Grouped, moment, parsed
-from .exchange import Imported, Paths, Tagged, imported_groups, tried
+from .dataimports import Imported, Paths, Redact, Tagged, imported_groups, tried
 from .feedback_store import FeedbackStore
 from llmops_kit.feedback.foreign import (
     MODEL,
     USER,
     count_of,
     hashed,
+    judge_of,
     number_of,
     opinion,
     said,
     same_id,
 )
 from .interactions import Feedback, Interaction
-from .spans import judge_of
 
 # %% ../../nbs/70_feedback/05_tools_langfuse.ipynb #96867fde
 def _snake(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,6 +98,38 @@ def _meta(row: Mapping[str, Any]) -> dict[str, str]:
     return {str(key)[:200]: str(one)[:200] for key, one in plain.items()}
 
 # %% ../../nbs/70_feedback/05_tools_langfuse.ipynb #fbfb4834
+def _figures(
+    calls: list[dict[str, Any]], several: list[dict[str, Any]], began: datetime, where: str
+) -> dict[str, Any]:
+    """Tokens and prices of all generations; latency from the first start to the last end."""
+    costs = [cost for cost in map(_cost, calls) if cost is not None]
+    keys = ("start_time", "end_time")
+    times = [moment(one[key], where) for one in several for key in keys if one.get(key)]
+    found: dict[str, Any] = {"cost_usd": sum(costs) if costs else None}
+    for name in ("input", "output"):
+        found[f"{name}_tokens"] = sum(_usage(one, name) for one in calls)
+    if len(times) > 1:
+        found["latency_ms"] = (max(times) - min(times)).total_seconds() * 1000
+    if first := calls[-1].get("completion_start_time") if calls else None:
+        found["ttft_ms"] = max(0.0, (moment(first, where) - began).total_seconds() * 1000)
+    return found
+
+
+def _ending(root: Mapping[str, Any], calls: list[dict[str, Any]], answered: str) -> dict[str, str]:
+    """The error of the trace, or of its last failed generation where there is no answer."""
+    for one in (root, *calls[::-1]):
+        if one.get("level") == "ERROR" and (one is root or not answered):
+            return {"error": str(one.get("status_message") or "error"), "finish_reason": "error"}
+    return {"finish_reason": "stop"}
+
+
+def _versions(merged: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, str]:
+    prompt = last.get("prompt_name")
+    found = {"release": merged.get("release"), "version": merged.get("version")}
+    found |= {"prompt": f"{prompt}:{last.get('prompt_version')}" if prompt else None}
+    return {key: str(one)[:200] for key, one in found.items() if one}
+
+# %% ../../nbs/70_feedback/05_tools_langfuse.ipynb #e792d05b
 def langfuse_interaction(
     trace: Mapping[str, Any],
     several: list[dict[str, Any]],
@@ -110,54 +143,25 @@ def langfuse_interaction(
     calls = [one for one in several if one.get("type") == "GENERATION"]
     ids = {one.get("id") for one in several}
     root = next((one for one in several if one.get("parent_observation_id") not in ids), {})
-    where = (root or trace)["where"]
-    merged = {
-        key: one for row in (root, trace) for key, one in row.items() if one not in (None, "")
-    }
+    where, rows = (root or trace)["where"], (root, trace)
+    merged = {key: one for row in rows for key, one in row.items() if one not in (None, "")}
     time = moment(trace.get("timestamp") or root.get("start_time"), where)
-    asked = next(filter(None, (said(one.get("input"), USER) for one in (trace, root, *calls))), "")
-    answered = next(
-        filter(None, (said(one.get("output"), MODEL) for one in (trace, root, *calls[::-1]))), ""
-    )
-    times = [
-        moment(one[key], where)
-        for one in several
-        for key in ("start_time", "end_time")
-        if one.get(key)
-    ]
+    asked = (said(one.get("input"), USER) for one in (trace, root, *calls))
+    answers = (said(one.get("output"), MODEL) for one in (trace, root, *calls[::-1]))
+    answered = next(filter(None, answers), "")
     last: Mapping[str, Any] = calls[-1] if calls else {}
-    first = last.get("completion_start_time")
-    failed = next(
-        (
-            one
-            for one in (root, *calls[::-1])
-            if one.get("level") == "ERROR" and (one is root or not answered)
-        ),
-        None,
-    )
-    costs = [cost for cost in map(_cost, calls) if cost is not None]
-    prompt = last.get("prompt_name")
-    versions = {"release": merged.get("release"), "version": merged.get("version")}
-    versions |= {"prompt": f"{prompt}:{last.get('prompt_version')}" if prompt else None}
     row = {
         "request_id": str(several[0].get("trace_id") if several else trace["id"]),
         "time": time,
-        "prompt": asked,
+        "prompt": next(filter(None, asked), ""),
         "response": answered,
         "model": str(last.get("provided_model_name") or last.get("model") or ""),
         "session": str(merged.get("session_id", "")),
         "user": hashed(merged.get("user_id"), user_key, left_out),
-        "versions": {key: str(one)[:200] for key, one in versions.items() if one},
-        "input_tokens": sum(_usage(one, "input") for one in calls),
-        "output_tokens": sum(_usage(one, "output") for one in calls),
-        "cost_usd": sum(costs) if costs else None,
-        "latency_ms": (max(times) - min(times)).total_seconds() * 1000 if len(times) > 1 else None,
-        "ttft_ms": max(0.0, (moment(first, where) - time).total_seconds() * 1000)
-        if first
-        else None,
-        "finish_reason": "error" if failed else "stop",
-        "error": str(failed.get("status_message") or "error") if failed else "",
+        "versions": _versions(merged, last),
         "tags": _meta(merged),
+        **_figures(calls, several, time, where),
+        **_ending(root, calls, answered),
     }
     return Interaction.from_dict(row, where)
 
@@ -197,6 +201,7 @@ def read_langfuse(
     bad: list[DataError] | None = None,
     user_key: str | bytes = b"",
     names: Mapping[str, str] | None = None,
+    redact: Redact = None,
 ) -> Imported:
     """Read files that Langfuse exported (JSONL, JSON, CSV, Parquet, .gz); see `spans.read_spans`.
 
@@ -230,5 +235,5 @@ def read_langfuse(
                 yield from tried(found, row["where"], langfuse_feedback, *score)
 
     return imported_groups(
-        paths, store, lambda row, where, _: langfuse_rows(row, where), records, bad
+        paths, store, lambda row, where, _: langfuse_rows(row, where), records, bad, redact
     )

@@ -12,15 +12,52 @@ from typing import Any
 
 from ..core import DataError
 from .datafiles import Grouped, moment
-from .exchange import Imported, Paths, Tagged, imported_groups, tried
+from .dataimports import Imported, Paths, Redact, Tagged, imported_groups, tried
 from .feedback_store import FeedbackStore
-from .foreign import flattened, hashed, number_of, numbered, opinion, same_id
+from llmops_kit.feedback.foreign import (
+    flattened,
+    hashed,
+    judge_of,
+    number_of,
+    numbered,
+    opinion,
+    same_id,
+)
 from .interactions import Feedback, Interaction
 from .otel import TracedSpan, nanoseconds
 from .otel_read import requests_of
-from .spans import judge_of, records_of
+from .spans import records_of
 
 # %% ../../nbs/70_feedback/05_tools_phoenix.ipynb #ee1a14ee
+def _attributes(flat: Mapping[str, Any]) -> dict[str, Any]:
+    start = "attributes."
+    return {key.removeprefix(start): one for key, one in flat.items() if key.startswith(start)}
+
+
+def _event(one: Mapping[str, Any], began: Any, where: str) -> dict[str, Any]:
+    time = nanoseconds(moment(one.get("timestamp") or began, where))
+    told = {key.removeprefix("attributes."): value for key, value in one.items()}
+    return {"name": one.get("name", ""), "time_ns": time, "attributes": told}
+
+
+def _span(flat: Mapping[str, Any], trace: str, span: str, where: str) -> TracedSpan:
+    attributes, began, end = _attributes(flat), flat["start_time"], flat.get("end_time")
+    kind = flat.get("span_kind") or attributes.get("openinference.span.kind", "")
+    return TracedSpan(
+        trace,
+        span,
+        str(flat.get("parent_id") or ""),
+        str(flat.get("name", "")),
+        nanoseconds(moment(began, f"{where}, start_time")),
+        nanoseconds(moment(end, f"{where}, end_time")) if end else 0,
+        {**attributes, "openinference.span.kind": str(kind)},
+        [_event(one, began, where) for one in numbered(flat, "events")],
+        str(flat.get("status_code", "")).upper() == "ERROR",
+        str(flat.get("status_message") or ""),
+        where=where,
+    )
+
+# %% ../../nbs/70_feedback/05_tools_phoenix.ipynb #f0dacf5a
 def phoenix_rows(row: Mapping[str, Any], where: str) -> Iterator[Tagged]:
     """("annotation" or "span", its span or trace, row) of a row of a spans or annotations file."""
     flat = flattened(row)
@@ -32,35 +69,7 @@ def phoenix_rows(row: Mapping[str, Any], where: str) -> Iterator[Tagged]:
     if not span or not trace or not flat.get("start_time"):
         step = "Give spans with context.span_id, context.trace_id and start_time, or annotations."
         raise DataError("neither a span nor an annotation.", where, step)
-    attributes = {
-        key.removeprefix("attributes."): one
-        for key, one in flat.items()
-        if key.startswith("attributes.")
-    }
-    kind = flat.get("span_kind") or attributes.get("openinference.span.kind", "")
-    events = [
-        {
-            "name": one.get("name", ""),
-            "time_ns": nanoseconds(moment(one.get("timestamp") or flat["start_time"], where)),
-            "attributes": {key.removeprefix("attributes."): value for key, value in one.items()},
-        }
-        for one in numbered(flat, "events")
-    ]
-    start, end = (flat.get(name) for name in ("start_time", "end_time"))
-    found = TracedSpan(
-        str(trace),
-        str(span),
-        str(flat.get("parent_id") or ""),
-        str(flat.get("name", "")),
-        nanoseconds(moment(start, f"{where}, start_time")),
-        nanoseconds(moment(end, f"{where}, end_time")) if end else 0,
-        {**attributes, "openinference.span.kind": str(kind)},
-        events,
-        str(flat.get("status_code", "")).upper() == "ERROR",
-        str(flat.get("status_message") or ""),
-        where=where,
-    )
-    yield "span", found.trace_id, found.to_dict()
+    yield "span", str(trace), _span(flat, str(trace), str(span), where).to_dict()
 
 # %% ../../nbs/70_feedback/05_tools_phoenix.ipynb #ffb7769c
 def phoenix_feedback(
@@ -93,6 +102,7 @@ def read_phoenix(
     bad: list[DataError] | None = None,
     user_key: str | bytes = b"",
     names: Mapping[str, str] | None = None,
+    redact: Redact = None,
 ) -> Imported:
     """Read saved data frames or JSON of Phoenix's spans and annotations; see `spans.read_spans`.
 
@@ -124,5 +134,5 @@ def read_phoenix(
                     yield from tried(found, row["where"], phoenix_feedback, *told)
 
     return imported_groups(
-        paths, store, lambda row, where, _: phoenix_rows(row, where), records, bad
+        paths, store, lambda row, where, _: phoenix_rows(row, where), records, bad, redact
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 
 from ..core import Record
+from .amounts import measured
 from .counts import Counts, Histogram
 from ..stats import proportion
 
@@ -45,15 +46,6 @@ METRICS = {
 }
 
 # %% ../../nbs/70_feedback/06_readings.ipynb #6d2930c1
-def _shown(value: float, unit: str) -> str:
-    """A number with its unit: 88.7%, 412 ms, $0.00204."""
-    if unit == "share":
-        return f"{value:.1%}"
-    if unit == "usd":
-        return f"${value:.5f}" if value < 1 else f"${value:,.2f}"
-    return f"{value:,.0f} ms" if unit == "ms" else f"{value:,.0f}"
-
-
 @dataclass(frozen=True)
 class Reading(Record):
     """A metric's value with its 95 % interval [low, high] from n observations.
@@ -72,8 +64,7 @@ class Reading(Record):
         if self.value is None or self.low is None or self.high is None:
             return f"{self.name}: {self.note}"
         unit = METRICS[self.name].unit if self.name in METRICS else ""
-        shown, low, high = (_shown(one, unit) for one in (self.value, self.low, self.high))
-        return f"{self.name} {shown} [{low}, {high}], n={self.n:,}"
+        return f"{self.name} {measured(self.value, self.low, self.high, unit)}, n={self.n:,}"
 
 # %% ../../nbs/70_feedback/06_readings.ipynb #4224817a
 SHARES = {

@@ -63,8 +63,8 @@ class _Rule(Record):
             raise Wrong(type(self).__name__, found)
 
     def _faults(self) -> Iterator[Fault]:
-        for name in ("window", "cooldown", "before"):
-            yield from ((name, what) for what in _duration(getattr(self, name, "1h")))
+        for name in ("window", "cooldown"):
+            yield from ((name, what) for what in _duration(getattr(self, name)))
         yield from (("metric", what) for what in _metric(getattr(self, "metric", "latency_p50")))
         yield from (("where", what) for what in _filter(self.where))
         if self.min_n < 1:
@@ -111,14 +111,15 @@ class Target(_Rule):
 # %% ../../nbs/70_feedback/08_rules.ipynb #153809bb
 @dataclass(frozen=True)
 class ChangeRule(_Rule):
-    """A metric is worse in the `window` than in the time `before` it; see `feedback.change`.
+    """A metric is worse in the `window` than at the same hours of the `weeks` before it.
 
     The value (of a satisfaction, the unhappy share) grew by the share `least` or more, and among
-    the hourly checks of `quiet_weeks` one would say so by chance. `min_n` is asked of both sides.
+    the hourly checks of `quiet_weeks` one would say so by chance. `min_n` is asked of both sides,
+    the window is a week at most; see `feedback.change`.
     """
 
     metric: str
-    before: str = "14d"
+    weeks: int = 4
     least: float = 0.2
     quiet_weeks: float = 52.0
     cooldown: str = field(default="24h", kw_only=True)
@@ -127,9 +128,12 @@ class ChangeRule(_Rule):
         yield from super()._faults()
         if self.metric == "total_cost":
             yield "metric", "a total is no average; use cost_per_request."
-        for name in ("window", "before"):
-            if not list(_duration(getattr(self, name))) and getattr(self, name).endswith("m"):
-                yield name, "changes are looked for by the hour; write it as 2h, 24h or 14d."
+        if not list(_duration(self.window)):
+            days = as_window(self.window).days
+            if self.window.endswith("m") or days > 7:
+                yield "window", "changes are looked for by the hour, a week at most: 2h, 7d."
+        if not 1 <= self.weeks <= 52:
+            yield "weeks", f"{self.weeks} is not between 1 and 52."
         if not 0 <= self.least < 1000:
             yield "least", f"{self.least:g} is not a share of 0 or more."
         if not 1 <= self.quiet_weeks <= 10_000:

@@ -34,7 +34,8 @@ class Counters(Record):
     """Records since the collector began; queued = written + spilled + refused + lost + waiting.
 
     `recovered` were read back from the spill file; `refused` lie beside it; `dropped` found the
-    queue full or closed; `lost` could be kept nowhere. `problem` is the last failure's sentence.
+    queue full or closed; `lost` could be kept nowhere. `written` and `recovered` are in the store,
+    or it left them out, as their user was erased. `problem` is the last failure's sentence.
     """
 
     queued: int = 0
@@ -51,32 +52,36 @@ class Counters(Record):
 WITHHELD = "[withheld: redaction failed]"
 
 
+def _clean(value: Any, redact: Callable[[str], str]) -> Any:
+    """A text as `redact` leaves it, or all texts inside a list or a dictionary."""
+    if isinstance(value, str) and value:
+        try:
+            found = redact(value)
+        except Exception:
+            return WITHHELD
+        return found if isinstance(found, str) else WITHHELD
+    if isinstance(value, list):
+        return [_clean(one, redact) for one in value]
+    if isinstance(value, dict):
+        return {name: _clean(one, redact) for name, one in value.items()}
+    return value
+
+
 def redacted(
     record: Interaction | Feedback, redact: Callable[[str], str]
 ) -> Interaction | Feedback:
-    """The record with `redact` applied to all that people or models wrote; ids and labels stay.
+    """The record with `redact` applied to all that people or models wrote; ids and names stay.
 
     A text for which `redact` fails is withheld: better none than one that nobody looked at.
     """
-
-    def clean(value: Any) -> Any:
-        if isinstance(value, str) and value:
-            try:
-                return redact(value)
-            except Exception:
-                return WITHHELD
-        if isinstance(value, list):
-            return [clean(one) for one in value]
-        if isinstance(value, dict):
-            return {name: clean(one) for name, one in value.items()}
-        return value
-
+    said = ("text", "comment", "category", "data")
+    names = said if isinstance(record, Feedback) else ("prompt", "response", "error", "tags")
+    clean = {name: _clean(getattr(record, name), redact) for name in names}
     if isinstance(record, Feedback):
-        said, more = (record.text, record.comment), clean(record.data)
-        return replace(record, text=clean(said[0]), comment=clean(said[1]), data=more)
-    found = [{**one, "reason": clean(one.get("reason", ""))} for one in record.findings]
-    prompt, response, error = map(clean, (record.prompt, record.response, record.error))
-    return replace(record, prompt=prompt, response=response, error=error, findings=found)
+        return replace(record, **{**clean, "category": clean["category"][:200]})
+    clean["tags"] = {name: text[:200] for name, text in clean["tags"].items()}
+    found = [{**one, "reason": _clean(one.get("reason", ""), redact)} for one in record.findings]
+    return replace(record, **clean, findings=found)
 
 # %% ../../nbs/70_feedback/02_storing.ipynb #974262f5
 class Keeper:

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import BigInteger, Connection, delete, or_, select, type_coerce
 
 from .interactions import Feedback
-from .schema import HOUR, UtcTime, changed, interactions, rollups
+from .schema import HOUR, UtcTime, changed, columns, interactions, rollups
 
 # %% ../../nbs/70_feedback/01_touched.ipynb #2ac109bf
 _SOME = 500
@@ -57,3 +57,4 @@ def forget(connection: Connection, hours: Iterable[int]) -> None:
         own = (rollups.c.hours == 1) & rollups.c.hour.in_(these)
         whole = (rollups.c.hours == 24) & rollups.c.hour.in_(days)
         connection.execute(delete(rollups).where(or_(own, whole)))
+        connection.execute(delete(columns).where(columns.c.hour.in_(these)))

@@ -34,6 +34,8 @@ from llmops_kit.feedback.schema import (
     TABLES,
     VERSION,
     changed,
+    columns,
+    erased,
     feedback,
     history,
     interactions,
@@ -118,16 +120,37 @@ def _to_version_2(connection: Connection) -> None:
 _BEFORE = 20_000_000  # hours that make every moment since the year 1 positive
 
 
-def _to_version_3(connection: Connection) -> None:
-    """Tables for what was counted; every hour with an interaction is marked as changed."""
-    metadata.create_all(connection, [changed, rollups])
+def _mark_all(connection: Connection) -> None:
+    """Mark every hour that has an interaction, beside those that are marked."""
     at = type_coerce(interactions.c.time, BigInteger)
     hour = (at + _BEFORE * HOUR) // HOUR - _BEFORE
-    hours = select(hour, literal(0)).distinct()
+    hours = select(hour, literal(0)).where(hour.not_in(select(changed.c.hour))).distinct()
     connection.execute(changed.insert().from_select(["hour", "mark"], hours))
 
 
-MIGRATIONS: dict[int, Callable[[Connection], None]] = {1: _to_version_2, 2: _to_version_3}
+def _to_version_3(connection: Connection) -> None:
+    """Tables for what was counted; every hour with an interaction is marked as changed."""
+    metadata.create_all(connection, [changed, rollups])
+    _mark_all(connection)
+
+
+def _to_version_4(connection: Connection) -> None:
+    """A table of what was erased and must not come back; erasures before it are not known."""
+    metadata.create_all(connection, [erased])
+
+
+def _to_version_5(connection: Connection) -> None:
+    """A table for the columns of hours; every hour is counted again to fill it."""
+    metadata.create_all(connection, [columns])
+    _mark_all(connection)
+
+
+MIGRATIONS: dict[int, Callable[[Connection], None]] = {
+    1: _to_version_2,
+    2: _to_version_3,
+    3: _to_version_4,
+    4: _to_version_5,
+}
 
 # %% ../../nbs/70_feedback/01_upgrades.ipynb #94cf4c30
 def version_of(connection: Connection) -> int:
