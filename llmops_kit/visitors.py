@@ -24,7 +24,8 @@ from .feedback.interactions import hash_user
 class Visitor(Record):
     """An invented user: a hash, the share of answers that they rate, and their habits.
 
-    `haste` in [0, 1] is how carelessly they type, `patience` in seconds how long they wait.
+    `haste` in [0, 1] is how carelessly they type, `patience` in seconds how long they wait,
+    `strict` how hard they are to please: 0 for most, 2 for one in forty, -2 for another.
     """
 
     user: str
@@ -34,6 +35,7 @@ class Visitor(Record):
     haste: float
     patience: float
     stars: bool
+    strict: float
 
 
 ROLES = {
@@ -54,6 +56,7 @@ def make_visitors(random: Random, count: int = 1500) -> list[Visitor]:
             random.betavariate(1, 4),
             random.lognormvariate(math.log(8), 0.4),
             random.random() < 0.12,
+            random.gauss(0, 1),
         )
         for number in range(count)
     ]

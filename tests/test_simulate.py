@@ -6,10 +6,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from random import Random
+from statistics import fmean, pvariance
 
 import pytest
 from hypothesis import given
@@ -24,9 +26,11 @@ from llmops_kit.feedback.interactions import Feedback, Interaction
 from llmops_kit.feedback.metrics import calculate_metrics
 from llmops_kit.feedback.windows import Window
 from llmops_kit.rag.documents import handbook_documents, handbook_questions
+from llmops_kit.reactions import LIKED, rating
 from llmops_kit.simulate import simulate
+from llmops_kit.stats import mean
 from llmops_kit.timeline import PHASES, as_incidents, incidents_of, make_timeline
-from llmops_kit.visitors import typed
+from llmops_kit.visitors import make_visitors, typed
 
 UNTIL = datetime(2026, 11, 29, 12, tzinfo=UTC)
 
@@ -109,6 +113,58 @@ def test_a_seed_gives_the_same_rows_on_both_databases(postgres: str, tmp_path: P
     assert here.count(Interaction) == 400
     here.close()
     there.close()
+
+
+DIGEST = """
+import hashlib, sys
+from llmops_kit.feedback.feedback_store import FeedbackStore
+from llmops_kit.feedback.interactions import Feedback, Interaction
+from llmops_kit.simulate import simulate
+store = FeedbackStore(sys.argv[1])
+simulate(store, n=150, seed=7, until="2026-11-29T12:00:00Z")
+rows = sorted(str(one.to_dict()) for kind in (Interaction, Feedback) for one in store.read(kind))
+print(hashlib.sha256("\\n".join(rows).encode()).hexdigest())
+"""
+
+
+def test_the_same_call_gives_the_same_rows_in_another_process(tmp_path: Path) -> None:
+    """Order of sets and dictionaries must not matter: both processes hash texts differently."""
+    told = []
+    for seed in ("1", "2"):
+        command = [sys.executable, "-c", DIGEST, str(tmp_path / f"{seed}.sqlite")]
+        env = {**os.environ, "PYTHONHASHSEED": seed}
+        told.append(subprocess.run(command, env=env, capture_output=True, check=True, text=True))
+    assert len(told[0].stdout) == 65
+    assert told[0].stdout == told[1].stdout
+
+
+def test_visitors_have_minds_of_their_own_and_the_crowd_stays_as_it_is() -> None:
+    answer = next(one for one in load_pool() if one.outcome == "partly")
+    shown, random = Interaction("r1", UNTIL, response=answer.response, latency_ms=300.0), Random(2)
+    crowd = [replace(one, rates=1.0) for one in make_visitors(Random(2), 600)]
+    shares = []
+    for one in crowd:
+        said = [next(rating(answer, shown, one, random)) for _ in range(20)]
+        good = [s.kind == "thumbs_up" or (s.value or 0) >= 4 for s in said]
+        shares.append(sum(good) / len(good))
+    share = fmean(shares)
+    assert share == pytest.approx(LIKED["partly"], abs=0.04)
+    assert pvariance(shares) > 3 * share * (1 - share) / 20, "as if each rating were a coin"
+    strict = fmean(s for s, one in zip(shares, crowd, strict=True) if one.strict > 1)
+    mild = fmean(s for s, one in zip(shares, crowd, strict=True) if one.strict < -1)
+    assert mild > strict + 0.3
+
+
+def test_ratings_of_one_user_go_together(month: FeedbackStore) -> None:
+    said = [
+        (float(one.kind == "thumbs_up"), one.user)
+        for one in month.read(Feedback)
+        if one.kind in ("thumbs_up", "thumbs_down")
+    ]
+    values, users = [value for value, _ in said], [user for _, user in said]
+    alone, by_user = mean(values), mean(values, clusters=users)
+    assert by_user.n == alone.n > 1000
+    assert by_user.high - by_user.low > 1.05 * (alone.high - alone.low)
 
 
 def test_every_row_is_marked_and_says_nothing_of_an_incident(month: FeedbackStore) -> None:
