@@ -95,15 +95,20 @@ def postgres_server() -> Iterator[str]:
             server.cleanup()
 
 
-@pytest.fixture
-def postgres(postgres_server: str) -> str:
-    """The address of an empty PostgreSQL database."""
-    database = Database(postgres_server)
+def emptied(server: str) -> str:
+    """The address of a PostgreSQL database in which nothing is left."""
+    database = Database(server)
     with database.writing() as connection:
         connection.execute(text("DROP SCHEMA public CASCADE"))
         connection.execute(text("CREATE SCHEMA public"))
     database.close()
-    return postgres_server
+    return server
+
+
+@pytest.fixture
+def postgres(postgres_server: str) -> str:
+    """The address of an empty PostgreSQL database."""
+    return emptied(postgres_server)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from browser import ROOT, Server, free_port, process, settled, shot, wait_for, watched
+from dash_page import kept, opened, steady
 
 from llmops_kit.apps.ask import EXAMPLES
 from llmops_kit.apps.assist_exchange import STATES, Exchange, exchange_html
@@ -24,6 +25,7 @@ from llmops_kit.feedback.feedback_store import FeedbackStore
 from llmops_kit.feedback.interactions import Interaction
 
 EVIL = "<script>window.hacked=1</script><img src=x onerror='window.hacked=1'>"
+ASK = "[placeholder^='Ask a question']"
 SLOW = f"""
 from llmops_kit.apps.assist_service import shared_collector
 from llmops_kit.apps.assistant import Assistant
@@ -49,7 +51,7 @@ class Served:
     server: Server
     store: FeedbackStore
 
-    def waited(self, question: str, done: Any = lambda row, said: True, seconds: float = 15) -> Any:
+    def waited(self, question: str, done: Any = lambda row, said: True, seconds: float = 90) -> Any:
         """The newest interaction with this question, with its feedback, once `done` says so."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -80,16 +82,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     store.close()
 
 
-def opened(page: Any, served: Served, slug: str = "assistant", query: str = "") -> None:
-    page.goto(served.server.url(slug, query))
-    settled(page)
-
-
 @pytest.fixture
 def page(browser: Any, served: Served) -> Iterator[Any]:
     """The page, open and drawn; whatever went wrong by the end fails."""
     with watched(browser) as (page, watch):
-        opened(page, served)
+        opened(page, served.server, "assistant", shows=ASK)
         yield page
         assert page.evaluate("window.hacked") is None
         assert watch.faults() == []
@@ -105,6 +102,13 @@ def ask(page: Any, question: str) -> Any:
     return page.locator(".acts").nth(before)
 
 
+def grown(page: Any, length: int) -> None:
+    """Wait until the answer has more than so many characters."""
+    end = time.monotonic() + 60
+    while len(page.locator(".answer").inner_text()) <= length:
+        assert time.monotonic() < end, "nothing more has come"
+
+
 @pytest.mark.needs("chromium")
 def test_ask_open_a_citation_thumb_down_and_correct(page: Any, served: Served) -> None:
     page.locator(".chip").first.click()
@@ -114,11 +118,11 @@ def test_ask_open_a_citation_thumb_down_and_correct(page: Any, served: Served) -
     mark = page.locator(".passage mark")
     mark.wait_for()
     assert "The highest cap on Team is 8,000 EUR." in mark.inner_text()
-    page.wait_for_timeout(300)
+    steady(page)
     shot(page, "assistant-answer")
 
     page.get_by_label("Bad answer").click()
-    page.locator(".told", has_text="Stored.").wait_for()
+    kept(page)
     row, said = served.waited(EXAMPLES[0], lambda row, said: "thumbs_down" in said)
     assert (row.finish_reason, row.user, row.tags["app"]) == ("stop", "", "assistant")
     assert row.tags["topic"] == "billing" and set(row.versions) >= {"index", "policy", "prompt"}
@@ -142,7 +146,7 @@ def test_ask_open_a_citation_thumb_down_and_correct(page: Any, served: Served) -
     assert "it is nine <script>" in correction.comment and "ann.lee" not in correction.comment
     page.get_by_role("button", name="Take the correction back").click()
     served.waited(EXAMPLES[0], lambda row, said: "correction" not in said)
-    page.wait_for_timeout(300)
+    steady(page)
     shot(page, "assistant-form")
 
 
@@ -163,7 +167,7 @@ def test_again_copy_rephrase_and_a_guard_that_blocks(page: Any, served: Served) 
     page.locator(".answer p").nth(1).click(click_count=3)
     page.keyboard.press("Control+C")  # a marked piece of an answer was copied as well
     both = [before.request_id, again.request_id]
-    end, signs = time.monotonic() + 15, []
+    end, signs = time.monotonic() + 90, []
     while signs != ["copied", "copied", "regenerated"] and time.monotonic() < end:
         said = served.store.feedback_of(both)
         signs = sorted(one.kind for some in said.values() for one in some)
@@ -190,13 +194,12 @@ def test_again_copy_rephrase_and_a_guard_that_blocks(page: Any, served: Served) 
 @pytest.mark.needs("chromium")
 def test_an_answer_streams_is_stopped_and_is_text(browser: Any, served: Served) -> None:
     with watched(browser) as (page, watch):
-        opened(page, served, "slow")
+        opened(page, served.server, "slow", shows=ASK)
         page.get_by_placeholder("Ask a question").fill("Does it go on?")
         page.keyboard.press("Enter")
         page.locator(".cite").first.wait_for(timeout=60_000)
         short = len(page.locator(".answer").inner_text())
-        page.wait_for_timeout(700)
-        assert len(page.locator(".answer").inner_text()) > short
+        grown(page, short)
         assert page.locator(".acts").count() == 0
         page.get_by_label("Stop").click()
         page.get_by_text("You stopped this answer.").wait_for()
@@ -204,10 +207,10 @@ def test_an_answer_streams_is_stopped_and_is_text(browser: Any, served: Served) 
         row, _ = served.waited("Does it go on?")
         assert (row.finish_reason, row.error) == ("cancelled", "")
         assert row.response.startswith("The answer goes on")
-        page.wait_for_timeout(300)
+        steady(page)
         assert page.locator(".answer").inner_text() == still
         page.get_by_label("Good answer").click()
-        page.locator(".told", has_text="Stored.").wait_for()
+        kept(page)
         served.waited("Does it go on?", lambda row, said: "thumbs_up" in said)
 
         ask(page, "Say something evil")
@@ -222,7 +225,7 @@ def test_an_answer_streams_is_stopped_and_is_text(browser: Any, served: Served) 
 @pytest.mark.needs("chromium")
 def test_dark_mode_is_legible(browser: Any, served: Served) -> None:
     with watched(browser) as (page, watch):
-        opened(page, served, query="?theme=dark")
+        opened(page, served.server, "assistant", "?theme=dark", ASK)
         ask(page, EXAMPLES[0])
         page.get_by_label("Bad answer").click()
         form = page.get_by_label("The answer as it should be")
@@ -230,7 +233,7 @@ def test_dark_mode_is_legible(browser: Any, served: Served) -> None:
         settled(page)
         form.fill(form.input_value().replace("8,000", "9,000"))
         page.locator(".change ins").first.wait_for()
-        page.wait_for_timeout(400)
+        steady(page)
         shot(page, "assistant-dark")
         ink = "n => getComputedStyle(n).color.match(/\\d+/g).slice(0, 3).map(Number)"
         for place in (".answer p", ".act", ".told", ".change", ".passage mark"):
@@ -246,10 +249,10 @@ def test_ask_thumb_down_and_see_it_on_the_dashboard(page: Any, served: Served) -
     ask(page, question)
     page.get_by_label("Bad answer").click()
     row, _ = served.waited(question, lambda row, said: "thumbs_down" in said)
-    opened(page, served, "feedback", f"?tab=interactions&request={row.request_id}&window=24h")
-    page.get_by_text("thumbs down").first.wait_for(timeout=60_000)
+    place = f"?tab=interactions&request={row.request_id}&window=24h"
+    opened(page, served.server, "feedback", place, "text=thumbs down")
     page.get_by_text(question).first.wait_for()
-    page.wait_for_timeout(400)
+    steady(page)
     shot(page, "assistant-on-the-dashboard")
 
 

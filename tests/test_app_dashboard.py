@@ -1,17 +1,31 @@
 """The feedback dashboard in a real browser: a sample store, an empty one, and a hostile one."""
 
+import asyncio
 import csv
+import re
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pandas as pd
 import pytest
-from browser import ROOT, Server, free_port, process, settled, shot, wait_for, watched
+from browser import Server, free_port, process, settled, shot, wait_for
+from dash_page import (
+    card_of,
+    connected,
+    dashboards,
+    fits,
+    flawless,
+    in_address,
+    opened,
+    shown_requests,
+    steady,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -39,7 +53,6 @@ NAMES = [
     "\u202elive \u0645\u0631\u062d\u0628\u0627",
 ]
 TOPICS = [EVIL, "{{7*7}} %{y} ${x}", "\U0001f4a5 a&b=c#d", "\u05e9\u05dc\u05d5\u05dd", "=1+1"]
-PAGE = "from llmops_kit.apps.dashboard import FeedbackDashboard as D\nD({!r}, every=1).servable()\n"
 
 
 def hostile_rows(now: datetime) -> Iterator[Interaction | Feedback]:
@@ -70,56 +83,17 @@ def server(
     stores: dict[str, FeedbackStore], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     """The launcher on the sample, and two pages more on the other stores."""
-    folder, port = tmp_path_factory.mktemp("served"), free_port()
-    files = [str(ROOT / "nbs" / "apps" / "feedback.ipynb")]
-    for name in ("empty", "hostile"):
-        (folder / f"{name}.py").write_text(PAGE.format(stores[name].shown))
-        files.append(str(folder / f"{name}.py"))
-    command = [sys.executable, "-m", "panel", "serve", *files, "--port", str(port)]
-    command += ["--address", "127.0.0.1"]
-    env = {"LLMOPS_KIT_DB": stores["feedback"].shown, "LLMOPS_KIT_RUNS": str(folder)}
-    log = folder / "server.log"
-    with process(command, log, folder, **env) as running:
-        wait_for(f"http://127.0.0.1:{port}/feedback", running, log)
-        yield Server(port, log)
+    shown = {name: stores[name].shown for name in ("empty", "hostile")}
+    folder, known = tmp_path_factory.mktemp("served"), stores["feedback"].shown
+    with dashboards(folder, shown, ["feedback"], every=1, LLMOPS_KIT_DB=known) as running:
+        yield running
 
 
 @pytest.fixture
 def page(browser: Any, server: Server) -> Iterator[Any]:
     """A page without faults to the end."""
-    with watched(browser, height=1400) as (page, watch):
+    with flawless(browser, server) as page:
         yield page
-        assert page.evaluate("window.hacked") is None
-        assert watch.faults() == []
-        assert server.faults() == []
-
-
-def opened(page: Any, server: Server, slug: str = "feedback", query: str = "") -> Any:
-    page.goto(server.url(slug, query))
-    settled(page)
-    page.locator(".kpi .value b").first.wait_for(timeout=60_000)
-    return page
-
-
-def card_of(page: Any, title: str) -> Any:
-    return page.locator(".kpi", has=page.get_by_text(title, exact=True))
-
-
-def shown_requests(page: Any, wanted: int) -> None:
-    """Wait until the card of the requests has this number."""
-    card_of(page, "Requests").locator("b", has_text=f"{wanted:,}").wait_for()
-    assert card_of(page, "Requests").locator("b").inner_text() == f"{wanted:,}"
-
-
-def query(page: Any) -> dict[str, list[str]]:
-    return parse_qs(urlsplit(page.url).query)
-
-
-def fits(page: Any) -> None:
-    """Nothing reaches over the right edge, and no text of a card is cut."""
-    assert page.evaluate("document.scrollingElement.scrollWidth") <= 1280
-    cut = "all => all.filter(n => n.scrollWidth > n.clientWidth + 1).map(n => n.innerText)"
-    assert page.locator(".kpi, .kpi .top, .kpi .value, .kpi > .small").evaluate_all(cut) == []
 
 
 @pytest.mark.needs("chromium")
@@ -133,22 +107,19 @@ def test_it_starts_on_the_sample(
     page.get_by_text(stores["feedback"].shown).first.wait_for()
     page.locator(".js-plotly-plot .scatterlayer path").first.wait_for()
     page.get_by_text("half an index").wait_for()
-    page.wait_for_timeout(800)
     fits(page)
     shot(page, "feedback")
     card_of(page, "Latency p50").click()
     page.get_by_role("combobox", name="Metric").get_by_text("Latency p50").wait_for()
-    assert card_of(page, "Latency p50").get_attribute("aria-pressed") == "true"
+    pressed = page.locator(".kpi[aria-pressed=true]", has_text="Latency p50")
+    pressed.wait_for()
     with page.expect_download() as download:
         page.get_by_text("Export CSV").last.click()
     rows = list(csv.DictReader(Path(download.value.path()).read_text().splitlines()))
     assert len(rows) == 16 and {"value", "low", "high", "n", "state"} <= set(rows[0])
     for name in ("Interactions", "Overview"):
         page.get_by_role("tab", name=name, exact=True).click()
-        page.wait_for_function(
-            "n => (new URL(location)).searchParams.get('tab') === n",
-            arg=None if name == "Overview" else name.lower(),
-        )
+        in_address(page, "tab", None if name == "Overview" else name.lower())
     settled(page)
 
 
@@ -168,15 +139,16 @@ def test_filters_of_the_address_and_of_a_press(
     wanted = {"model": "sim-base", "tags.topic": "billing"}
     shown_requests(page, store.count(Interaction, since, until, wanted))
     page.locator("tr.on", has_text="billing").wait_for()
-    assert query(page)["topic"] == ["billing"] and query(page)["theme"] == ["light"]
+    in_address(page, "topic", "billing")
+    in_address(page, "theme", "light")
     link = page.url
     row.click()
     shown_requests(page, base)
     page.get_by_role("button", name="Clear").click()
     shown_requests(page, store.count(Interaction, since, until))
-    assert "model" not in query(page)
+    in_address(page, "model", None)
     page.get_by_role("button", name="24h").click()
-    page.wait_for_function("new URL(location).searchParams.get('window') === '24h'")
+    in_address(page, "window", "24h")
     page.goto(link)
     settled(page)
     shown_requests(page, store.count(Interaction, since, until, wanted))
@@ -188,15 +160,15 @@ def test_an_empty_store_says_how_to_fill_it(
 ) -> None:
     page.goto(server.url("empty"))
     page.get_by_text("No interaction yet").wait_for()
-    page.wait_for_timeout(500)
+    steady(page)
     shot(page, "feedback-empty")
     shown = page.locator(".start pre").inner_text()
     assert shown.strip() == first_lines(stores["empty"]) and len(shown.strip().splitlines()) == 3
     exec(shown)  # noqa: S102 - what the page tells its reader to run
     shown_requests(page, 1)  # by itself: the page looks for news every second
+    page.locator(".chip", has_text="not enough data").nth(6).wait_for()
     assert page.locator(".chip", has_text="not enough data").count() == 7
     page.get_by_text("0 known, 30 are needed").first.wait_for()
-    page.wait_for_timeout(500)
     fits(page)
     shot(page, "feedback-one")
 
@@ -207,7 +179,6 @@ def test_hostile_names_are_text_and_dark_mode_is_legible(page: Any, server: Serv
     page.locator(".events b", has_text="<script>").wait_for()
     page.locator(".slices tr[data-source]", has_text="<img src=x").wait_for()
     page.locator(".js-plotly-plot .scatterlayer path").first.wait_for()
-    page.wait_for_timeout(500)
     fits(page)
     shot(page, "feedback-dark")
     ink = "n => getComputedStyle(n).color.match(/\\d+/g).slice(0, 3).map(Number)"
@@ -223,11 +194,60 @@ def test_hostile_names_are_text_and_dark_mode_is_legible(page: Any, server: Serv
         page.locator(".slices tr[data-source]", has_text=known).wait_for()
     page.locator(".slices tr[data-source]", has_text="<img src=x").click()
     page.locator(".slices tr.on").wait_for()
-    assert query(page)["topic"] == [EVIL]
+    in_address(page, "topic", EVIL)
     page.reload()
     settled(page)
     shown_requests(page, 80)
     assert page.locator("img[src=x], svg[onload]").count() == 0
+
+
+COUNTED = """
+from pathlib import Path
+import panel as pn
+from llmops_kit.apps import dash_state, dashboard
+
+class Counted(dashboard.FeedbackDashboard):
+    async def refresh(self):
+        with Path("looks.txt").open("a") as file:
+            file.write(f"{{dash_state.looked_at()}}\\n")
+        await super().refresh()
+
+pn.state.on_session_destroyed(lambda _, touch=Path("gone.txt").touch: touch())
+Counted({!r}, every=1).servable()
+"""
+
+
+def test_a_tab_that_was_closed_asks_for_nothing_more(tmp_path: Path) -> None:
+    """Its session lives on for some seconds, in case the reader comes back, and then it is gone."""
+    (tmp_path / "counted.py").write_text(COUNTED.format(str(tmp_path / "feedback.db")))
+    looks, gone, log, port = *(tmp_path / n for n in ("looks.txt", "gone.txt", "log")), free_port()
+    command = [sys.executable, "-m", "panel", "serve", "counted.py", "--port", str(port)]
+    command += ["--unused-session-lifetime", "6000", "--check-unused-sessions", "500"]
+    url = f"http://localhost:{port}/counted"
+
+    def seen() -> list[str]:
+        return looks.read_text().split() if looks.exists() else []
+
+    def until(done: Any) -> None:
+        end = time.monotonic() + 60
+        while not done():
+            assert time.monotonic() < end, seen()
+            time.sleep(0.1)
+
+    async def visit(page: str) -> list[str]:
+        token = re.search(r'"token":"([^"]+)"', page)
+        assert token
+        async with connected(url, "", token.group(1)):
+            await asyncio.to_thread(until, lambda: seen().count("True") > 1)
+        await asyncio.to_thread(until, lambda: seen()[-1] == "False")
+        await asyncio.to_thread(until, gone.exists)
+        return seen()
+
+    with process(command, log, tmp_path) as running:
+        wait_for(f"http://localhost:{port}/static/js/bokeh.min.js", running, log)
+        found = run_sync(visit(urllib.request.urlopen(url).read().decode()))
+    closed = max(i for i, one in enumerate(found) if one == "True")
+    assert set(found[closed + 1 :]) == {"False"}
 
 
 def test_a_link_holds_any_text() -> None:

@@ -1,7 +1,6 @@
 """The tabs of the feedback dashboard: hostile text, pages, downloads, and what a click does."""
 
 import json
-import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from html.parser import HTMLParser
@@ -9,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Server, free_port, process, settled, shot, wait_for, watched
+from browser import Server, settled, shot
+from dash_page import dashboards, flawless, in_address, opened, steady
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from llmops_kit.apps.dash_rules import targets_text
+from llmops_kit.apps.dash_said import Opened, open_request
 from llmops_kit.apps.dash_state import DashState
-from llmops_kit.apps.dash_stored import Opened, interaction_html, open_request
+from llmops_kit.apps.dash_stored import interaction_html
 from llmops_kit.apps.dash_stored_rows import PAGE, SHOW, Found, Line, find_lines
 from llmops_kit.apps.dash_tab_alerts import alerts_tab
 from llmops_kit.apps.dash_tab_corrections import corrections_tab
@@ -390,7 +391,6 @@ def test_lists_on_postgres(tmp_path: Path, postgres: str) -> None:
     both[1].close()
 
 
-LAUNCH = "from llmops_kit.apps.dashboard import FeedbackDashboard as D\nD({!r}).servable()\n"
 INK = "n => Math.max(...getComputedStyle(n).color.match(/\\d+/g).slice(0, 3).map(Number))"
 
 
@@ -399,35 +399,24 @@ def server(
     busy: FeedbackStore, store: FeedbackStore, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     """The dashboard on the busy store and on the hostile one."""
-    folder, port = tmp_path_factory.mktemp("served"), free_port()
-    files = []
-    for name, one in (("busy", busy), ("hostile", store)):
-        (folder / f"{name}.py").write_text(LAUNCH.format(one.shown))
-        files.append(str(folder / f"{name}.py"))
-    command = [sys.executable, "-m", "panel", "serve", *files, "--port", str(port)]
-    command += ["--address", "127.0.0.1"]
-    log = folder / "server.log"
-    with process(command, log, folder, LLMOPS_KIT_RUNS=str(folder)) as running:
-        wait_for(f"http://127.0.0.1:{port}/busy", running, log)
-        yield Server(port, log)
+    folder, shown = tmp_path_factory.mktemp("served"), {"busy": busy.shown, "hostile": store.shown}
+    rules = folder / "rules.yaml"
+    rules.write_text(targets_text(load_targets()))
+    with dashboards(folder, shown, LLMOPS_KIT_TARGETS=str(rules)) as running:
+        yield running
 
 
 @pytest.fixture
 def page(browser: Any, server: Server) -> Iterator[Any]:
     """A page without faults to the end, as wide as the screen."""
-    with watched(browser, height=1400) as (page, watch):
+    with flawless(browser, server) as page:
         yield page
-        assert page.evaluate("window.hacked") is None
         assert page.evaluate("document.scrollingElement.scrollWidth") <= 1280
-        assert watch.faults() == []
-        assert server.faults() == []
 
 
 @pytest.mark.needs("chromium")
 def test_from_a_failure_to_its_request_and_a_link(page: Any, server: Server) -> None:
-    page.goto(server.url("busy", "?window=21d&tab=failures"))
-    page.locator(".group .example").first.wait_for(timeout=60_000)
-    settled(page)
+    opened(page, server, "busy", "?window=21d&tab=failures", ".group .example")
     shot(page, "tab-failures")
     page.locator(".group .example").first.click()
     page.locator(".one h2 code").wait_for()
@@ -447,13 +436,12 @@ def test_from_a_failure_to_its_request_and_a_link(page: Any, server: Server) -> 
     page.locator(".one h2 code", has_text=shown).wait_for()
     page.get_by_role("button", name="Close").click()
     page.locator(".one").wait_for(state="hidden")
-    page.wait_for_function("!new URL(location).searchParams.get('request')")
+    in_address(page, "request", None)
 
 
 @pytest.mark.needs("chromium")
 def test_rules_are_edited_and_tested(page: Any, server: Server) -> None:
-    page.goto(server.url("busy", "?window=21d&tab=alerts"))
-    page.locator("tr", has_text="Latency p50").first.wait_for(timeout=60_000)
+    opened(page, server, "busy", "?window=21d&tab=alerts", "tr:has-text('Latency p50')")
     page.get_by_role("button", name="Run the back-test").click()
     page.get_by_text("incidents found").wait_for()
     settled(page)
@@ -467,6 +455,17 @@ def test_rules_are_edited_and_tested(page: Any, server: Server) -> None:
     page.get_by_role("button", name="Apply").click()
     page.get_by_text("Run it to see").wait_for()
     assert page.get_by_role("alert").count() == 0
+    rules = server.log.parent / "rules.yaml"
+    page.get_by_role("button", name="Save").click()
+    page.get_by_text("Saved in").wait_for()
+    assert load_targets(rules).of("latency_p50").alert == 9900
+    rules.write_text(targets_text(load_targets()))
+    area.fill("targets: []\n")
+    page.get_by_role("button", name="Save").click()
+    page.get_by_role("alert").get_by_text("somebody changed the file").wait_for()
+    assert load_targets(rules) == load_targets()
+    page.get_by_role("button", name="Put back").click()
+    page.get_by_role("alert").wait_for(state="detached")
     page.get_by_role("tab", name="Corrections", exact=True).click()
     page.locator(".change ins").first.wait_for()
     with page.expect_download() as download:
@@ -479,8 +478,7 @@ def test_rules_are_edited_and_tested(page: Any, server: Server) -> None:
 @pytest.mark.needs("chromium")
 def test_hostile_rows_in_dark_mode(page: Any, server: Server) -> None:
     query = "?window=30d&theme=dark&request=request long <i>long</i>"
-    page.goto(server.url("hostile", query))
-    page.get_by_text("more characters are not drawn").first.wait_for(timeout=60_000)
+    opened(page, server, "hostile", query, "text=more characters are not drawn")
     with page.expect_download() as download:
         page.get_by_text("Download it whole").click()
     whole = json.loads(Path(download.value.path()).read_text())
@@ -496,7 +494,7 @@ def test_hostile_rows_in_dark_mode(page: Any, server: Server) -> None:
     for name, place in (("Failures", ".group h3"), ("Alerts", ".chip"), ("Corrections", ".tag")):
         page.get_by_role("tab", name=name, exact=True).click()
         page.locator(place).first.wait_for(timeout=60_000)
-        page.wait_for_timeout(500)
+        steady(page)
         assert page.locator(place).first.evaluate(INK) > 140, place
         assert page.evaluate("document.scrollingElement.scrollWidth") <= 1280
         shot(page, f"tab-{name.lower()}-dark")

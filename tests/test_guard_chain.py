@@ -428,6 +428,37 @@ def test_poisoned_turns_and_tools_are_left_out() -> None:
     assert GuardedLLM(model, entry, on_context="block").generate(chat).finish_reason == "blocked"
 
 
+def test_trusted_sources_are_not_read_and_all_else_is() -> None:
+    seen: list[str] = []
+
+    class Reads(Pattern):
+        def check(self, text: str, context: GuardContext | None = None) -> list[Finding]:
+            seen.append(context.role if context else "")
+            return super().check(text, context)
+
+    told: list[GuardContext] = []
+
+    class Leaving(Pattern):
+        def check(self, text: str, context: GuardContext | None = None) -> list[Finding]:
+            told.append(context or GuardContext())
+            return []
+
+    entry = InputGuardrails([Reads("poison", action="block", name="p")])
+    model = ScriptedLLM(lambda messages: "fine [1]")
+    options = {"output": OutputGuardrails([Leaving("x")]), "on_context": "trust"}
+    pages = [Source(1, "Page", "poison is sold in shops"), Source(2, "Other", "tea")]
+    llm = GuardedLLM(model, entry, **options)  # type: ignore[arg-type]
+    assert llm.generate(grounded_prompt("What is sold?", pages)).text == "fine [1]"
+    assert seen == ["user"] and "poison" in model.calls[0][-1].content
+    assert [source.text for source in told[0].sources] == [page.text for page in pages]
+    streamed = list(llm.stream(grounded_prompt("poison?", pages)))
+    assert isinstance(streamed[-1], Event) and streamed[-1].completion is not None
+    assert streamed[-1].completion.finish_reason == "blocked"
+    chat = [Message("tool", "poison"), Message("user", "hello")]
+    llm.generate(chat)
+    assert model.calls[-1][0].content == LEFT_OUT, "what a tool brings is nobody's own"
+
+
 def test_output_guards_see_question_sources_and_system() -> None:
     seen: list[GuardContext] = []
     spy = Pattern("x", name="spy")

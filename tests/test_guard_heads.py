@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmops_kit.core import DataError, ProviderError
+from llmops_kit.fold import fold
 from llmops_kit.guardrails.encoded import find_encoded
-from llmops_kit.guardrails.fold import fold
 from llmops_kit.guardrails.guard import GuardContext
 from llmops_kit.guardrails.heads import Head, HeadGuard, fit_head, load_head, save_head
 from llmops_kit.guardrails.hidden import HiddenTextGuard, find_hidden

@@ -18,8 +18,9 @@ from llmops_kit.guardrails.guard import Guard, GuardContext
 from llmops_kit.guardrails.leak import LeakGuard, make_canary
 from llmops_kit.guardrails.links import LinkGuard
 from llmops_kit.guardrails.refusal import RefusalGuard
-from llmops_kit.guardrails.schema import SchemaGuard, locate_json, value_spans
+from llmops_kit.guardrails.schema import SchemaGuard, value_spans
 from llmops_kit.llm import ScriptedLLM, Source
+from llmops_kit.replies import locate_json
 
 SYSTEM = f"Never mention the migration that is planned for March. Mark: {make_canary()}."
 

@@ -104,7 +104,7 @@ def test_every_bad_row_is_named(tmp_path: Path) -> None:
     file = llmbar_file(tmp_path, [llmbar_row(("1", "1")), *bad_rows])
     with pytest.raises(DataError) as caught:
         read_llmbar(file)
-    assert f"{len(bad_rows)} rows" in str(caught.value)
+    assert f"{len(bad_rows)} of {len(bad_rows) + 1} rows" in str(caught.value)
     for number in range(1, len(bad_rows) + 1):
         assert f"result.json, row {number}:" in str(caught.value)
     faults: list[DataError] = []
@@ -150,7 +150,7 @@ def test_fastchat_and_alpaca_name_bad_rows(tmp_path: Path) -> None:
     good = {"question_id": 1, "model_1": "x", "model_2": "y", "turn": 1, "judge": ["j", "p"]}
     good |= {"g1_winner": "model_2", "g2_winner": "tie"}
     write_jsonl(tmp_path / "pair.jsonl", [good, good | {"g2_winner": "left"}, good | {"judge": 1}])
-    with pytest.raises(DataError, match="2 rows"):
+    with pytest.raises(DataError, match="2 of 3 rows"):
         read_fastchat(tmp_path / "pair.jsonl")
     (tmp_path / "pair.jsonl").write_text(json.dumps(good) + "\nnot json\n")
     with pytest.raises(DataError, match="line 2"):
@@ -181,10 +181,10 @@ def test_csv_takes_hostile_cells_as_text(tmp_path: Path) -> None:
     faults: list[DataError] = []
     [verdict] = read_run(tmp_path / "v.csv", Verdict, bad=faults)
     assert (verdict.reason, verdict.winner, verdict.length_a) == (text, "a", 12)
-    assert [fault.where for fault in faults] == ["v.csv, row 2", "v.csv, row 3"]
+    assert [fault.where for fault in faults] == ["v.csv, line 4", "v.csv, line 5"]
     assert "order" in faults[0].what
     assert "length_a" in faults[0].what
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="no such file"):
         read_run(tmp_path / "missing.csv", Verdict)
 
 

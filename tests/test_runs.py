@@ -43,7 +43,7 @@ def _run(name: str, runs: Path, **given: object) -> subprocess.CompletedProcess[
         ("eval_run", "k", "0", "k=0 will not do. Give a whole number of at least 1."),
         ("eval_run", "suite", "no/such/file", "there is no such file."),
         ("eval_run", "tags", "exakt", "no case has the tag exakt. Tags: "),
-        ("eval_run", "bars", "contains>0", "bars='contains>0' will not do. Write contains=0.5"),
+        ("eval_run", "bars", "contains>0", "'contains>0' is no bar. Write METRIC=BAR"),
         ("eval_run", "bars", "speed=0.5", "no metric speed. Metrics: "),
         ("eval_run", "model", "gpt", "'gpt' names no model."),
         ("guardrail_report", "rate", "0", "rate is 0. Give a number between 0 and 1."),

@@ -13,9 +13,9 @@ from llmops_kit.evals.judge_runs import Verdict, pick_of
 from llmops_kit.evals.self_preference import (
     SelfPreference,
     author_matrix,
-    error_gap,
     measure_self_preference,
 )
+from llmops_kit.stats import error_gap
 
 WINNERS = st.sampled_from(["a", "b", "tie", None])
 OTHER: dict[Any, Any] = {"a": "b", "b": "a", "ab": "ba", "ba": "ab"}

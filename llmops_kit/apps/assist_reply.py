@@ -51,6 +51,49 @@ ins { background: #0b8a5a2e; text-decoration: underline; }
 """
 
 # %% ../../nbs/90_apps/09_assist_reply.ipynb #9e6c47f3
+_COPY_JS = """
+async function copy(text) {
+  try { await navigator.clipboard.writeText(text) } catch {
+    const area = document.createElement("textarea")
+    area.value = text
+    document.body.append(area)
+    area.select()
+    document.execCommand("copy")
+    area.remove()
+  }
+}
+"""
+_SEND_JS = """
+function send(model, event) {
+  const source = event.target.closest("[data-source]")
+  if (source) model.send_msg(Number(source.dataset.source))
+  const act = event.target.closest("[data-act]")
+  if (!act) return
+  if (act.dataset.act === "copied") {
+    copy(model.plain)
+    act.textContent = "Copied"
+  }
+  model.send_msg(act.dataset.act)
+}
+"""
+_REPLY_JS = """
+export function render({ model }) {
+  const box = document.createElement("div")
+  const answer = box.appendChild(document.createElement("div"))
+  const bar = box.appendChild(document.createElement("div"))
+  const draw = () => { answer.innerHTML = model.html }
+  const buttons = () => { bar.innerHTML = model.bar }
+  model.on("html", draw)
+  model.on("bar", buttons)
+  draw()
+  buttons()
+  answer.addEventListener("copy", () => model.send_msg("copied"))
+  box.addEventListener("click", (event) => send(model, event))
+  return box
+}
+"""
+
+# %% ../../nbs/90_apps/09_assist_reply.ipynb #92eae0dc
 class ReplyView(Clickable):
     """Trusted markup of an answer and of its buttons, which call `on_act` with a name of ACTS.
 
@@ -59,42 +102,7 @@ class ReplyView(Clickable):
 
     bar = param.String()
     plain = param.String()
-    _esm = """
-    async function copy(text) {
-      try { await navigator.clipboard.writeText(text) } catch {
-        const area = document.createElement("textarea")
-        area.value = text
-        document.body.append(area)
-        area.select()
-        document.execCommand("copy")
-        area.remove()
-      }
-    }
-    export function render({ model }) {
-      const box = document.createElement("div")
-      const answer = box.appendChild(document.createElement("div"))
-      const bar = box.appendChild(document.createElement("div"))
-      const draw = () => { answer.innerHTML = model.html }
-      const buttons = () => { bar.innerHTML = model.bar }
-      model.on("html", draw)
-      model.on("bar", buttons)
-      draw()
-      buttons()
-      answer.addEventListener("copy", () => model.send_msg("copied"))
-      box.addEventListener("click", (event) => {
-        const source = event.target.closest("[data-source]")
-        if (source) model.send_msg(Number(source.dataset.source))
-        const act = event.target.closest("[data-act]")
-        if (!act) return
-        if (act.dataset.act === "copied") {
-          copy(model.plain)
-          act.textContent = "Copied"
-        }
-        model.send_msg(act.dataset.act)
-      })
-      return box
-    }
-    """
+    _esm = _COPY_JS + _SEND_JS + _REPLY_JS
 
     def __init__(
         self, on_pick: Callable[[int], None], on_act: Callable[[str], None], **params: Any
@@ -110,24 +118,35 @@ class ReplyView(Clickable):
             super()._handle_msg(message)
 
 # %% ../../nbs/90_apps/09_assist_reply.ipynb #2c000fda
-def correction_form(
-    opinion: Opinion, settle: Callable[[dict[str, Any]], None]
-) -> pn.viewable.Viewable:
-    """Text, reason and comment of an opinion; `settle` hears what was sent."""
+_WIDE: dict[str, Any] = {"sizing_mode": "stretch_width", "margin": (6, 0), "size": "small"}
+_SMALL: dict[str, Any] = {"size": "small", "margin": (6, 8, 6, 0)}
+
+
+def _fields(opinion: Opinion) -> tuple[Any, Any, Any]:
+    """The fields of a correction: its text, its reason, a comment."""
     import panel_material_ui as pmui
 
-    wide: dict[str, Any] = {"sizing_mode": "stretch_width", "margin": (6, 0), "size": "small"}
     text = pmui.TextAreaInput(
         label="The answer as it should be",
         value=opinion.correction or opinion.turn.text,
         max_length=20_000,
         auto_grow=True,
         max_rows=10,
-        **wide,
+        **_WIDE,
     )
     reasons = {one or "no reason": one for one in CATEGORIES}
-    why = pmui.Select(label="Reason", options=reasons, value=opinion.category, **wide)
-    comment = pmui.TextInput(label="Comment", value=opinion.comment, max_length=2000, **wide)
+    why = pmui.Select(label="Reason", options=reasons, value=opinion.category, **_WIDE)
+    comment = pmui.TextInput(label="Comment", value=opinion.comment, max_length=2000, **_WIDE)
+    return text, why, comment
+
+# %% ../../nbs/90_apps/09_assist_reply.ipynb #07136a04
+def correction_form(
+    opinion: Opinion, settle: Callable[[dict[str, Any]], None]
+) -> pn.viewable.Viewable:
+    """Text, reason and comment of an opinion; `settle` hears what was sent."""
+    import panel_material_ui as pmui
+
+    text, why, comment = _fields(opinion)
 
     def change(now: str) -> str:
         return change_html(opinion.turn.text, now)
@@ -139,9 +158,8 @@ def correction_form(
         text.value = opinion.turn.text
         settle(take_back(opinion))
 
-    small: dict[str, Any] = {"size": "small", "margin": (6, 8, 6, 0)}
-    go = pmui.Button(label="Send", on_click=sent, **small)
-    back = pmui.Button(label="Take the correction back", variant="outlined", **small)
+    go = pmui.Button(label="Send", on_click=sent, **_SMALL)
+    back = pmui.Button(label="Take the correction back", variant="outlined", **_SMALL)
     back.on_click(taken)
     back.visible = opinion.param.correction.rx() != ""
     shown = markup(pn.bind(change, text.param.value_input), css=_ACT_CSS)

@@ -125,8 +125,30 @@ def _controls(app: "Assistant") -> pn.viewable.Viewable:
         margin=(12, 0),
     )
 
+# %% ../../nbs/90_apps/10_assistant.ipynb #c256880d
+class _Talk(AssistantState):
+    """A conversation as a table and as Python."""
+
+    def table(self) -> "pd.DataFrame":
+        """The conversation, a row for each turn, with what was thought of it."""
+        return conversation_rows(self)
+
+    def reproduce(self) -> str:
+        """A line of Python that asks the last question again."""
+        if not self.turns:
+            return ""
+        asking = f"shared_service().llm.generate({self.turns[-1].question!r})"
+        return f"from llmops_kit.apps.assist_service import shared_service; {asking}"
+
+    def read_back(self) -> str:
+        """A line of Python that reads this conversation from the store, with its feedback."""
+        if not self.turns:
+            return ""
+        reading = f"default_store().read_with_feedback(where={{'session': {self.session!r}}})"
+        return f"from llmops_kit.service import default_store; list({reading})"
+
 # %% ../../nbs/90_apps/10_assistant.ipynb #fd346614
-class Assistant(AssistantState):
+class Assistant(_Talk):
     """Chat with the handbook through the service; what is thought of the answers is stored.
 
     `service` is the process's own over `default_store()`; `user` the login's name.
@@ -175,24 +197,6 @@ class Assistant(AssistantState):
         self.session = new_id()
         self.opinions.clear()
         self.param.update(turns=[], passage=EMPTY)
-
-    def table(self) -> "pd.DataFrame":
-        """The conversation, a row for each turn, with what was thought of it."""
-        return conversation_rows(self)
-
-    def reproduce(self) -> str:
-        """A line of Python that asks the last question again."""
-        if not self.turns:
-            return ""
-        asking = f"shared_service().llm.generate({self.turns[-1].question!r})"
-        return f"from llmops_kit.apps.assist_service import shared_service; {asking}"
-
-    def read_back(self) -> str:
-        """A line of Python that reads this conversation from the store, with its feedback."""
-        if not self.turns:
-            return ""
-        reading = f"default_store().read_with_feedback(where={{'session': {self.session!r}}})"
-        return f"from llmops_kit.service import default_store; list({reading})"
 
     def controls(self) -> pn.viewable.Viewable:
         """Who answers, who asks, what became of the records."""

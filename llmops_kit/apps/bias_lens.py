@@ -18,7 +18,7 @@ from ..core import DataError
 from ..evals.correction import Correction, correct
 from ..evals.judge_runs import Verdict
 from ..evals.position import Outcome, Position, both_orders, measure_position
-from ..evals.reliability import _kappa
+from ..evals.reliability import weighted_kappa
 from ..evals.self_preference import SelfPreference, author_matrix
 from ..evals.verbosity import LengthBin, Verbosity, length_curve, measure_verbosity
 from ..stats import Estimate, mean, resampled_weights
@@ -55,9 +55,9 @@ def kappa_with_people(verdicts: Iterable[Verdict], level: float = 0.95, seed: in
     names = ["a", "b", "tie"]
     judge = np.array([names.index(str(v.winner)) for v in some])
     people = np.array([names.index(str(v.gold)) for v in some])
-    value = _kappa(judge, people, np.ones(len(some)), len(names))
+    value = weighted_kappa(judge, people, np.ones(len(some)), len(names))
     draws = resampled_weights(units, seed)
-    drawn = np.array([_kappa(judge, people, weights, len(names)) for weights in draws])
+    drawn = np.array([weighted_kappa(judge, people, weights, len(names)) for weights in draws])
     drawn = drawn[np.isfinite(drawn)]
     if not np.isfinite(value) or not len(drawn):
         raise DataError("judge and people use one label only: kappa is undefined.", "kappa")

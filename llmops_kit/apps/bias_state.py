@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SAMPLE', 'PAIRS', 'LLMBAR', 'MINE', 'MATERIALS', 'ABOUT', 'Source', 'NAMED', 'Key', 'MOST', 'Material', 'material_of',
-           'kit_material', 'given_material', 'Group', 'groups_of', 'Plan', 'BiasSettings', 'BiasState', 'judges_here',
-           'offer']
+           'kit_material', 'given_material', 'Group', 'groups_of_judge', 'groups_of', 'Plan', 'BiasSettings',
+           'BiasState', 'judges_here', 'offer']
 
 # %% ../../nbs/90_apps/08_bias_state.ipynb #310f8a6c
 import os
@@ -120,25 +120,30 @@ class Group:
     ids: list[str]
 
 
+def groups_of_judge(found: Findings, number: int) -> dict[Key, Group]:
+    """The pairs behind every number of one judge's findings."""
+    name, groups = run_label(found.run), dict[Key, Group]()
+    for outcome, ids in outcome_ids(found).items():
+        groups["outcome", number, outcome] = Group(f"{name}: {outcome}", ids)
+    for place, ids in enumerate(bin_ids(found)):
+        ratio = found.curve[place].ratio if not isinstance(found.curve, str) else 1
+        title = f"{name}: one answer about {ratio:.1f} times as long"
+        groups["length", number, place] = Group(title, ids)
+    for row in [] if isinstance(found.authors, str) else found.authors:
+        mine = [v for v in found.verdicts if row.author in (v.author_a, v.author_b)]
+        title = f"{name}: pairs with {row.author}"
+        groups["author", number, row.author] = Group(title, pair_ids(mine))
+    differ = [v for v in found.verdicts if v.gold is not None and v.winner != v.gold]
+    groups["differs", number, ""] = Group(f"{name}: not as people", pair_ids(differ))
+    groups["run", number, ""] = Group(f"{name}: all pairs", pair_ids(found.verdicts))
+    return groups
+
+
 def groups_of(findings: Sequence[Findings]) -> dict[Key, Group]:
     """The pairs behind every number of these findings."""
     groups: dict[Key, Group] = {}
     for number, found in enumerate(findings):
-        name = run_label(found.run)
-        for outcome, ids in outcome_ids(found).items():
-            groups["outcome", number, outcome] = Group(f"{name}: {outcome}", ids)
-        for place, ids in enumerate(bin_ids(found)):
-            ratio = found.curve[place].ratio if not isinstance(found.curve, str) else 1
-            title = f"{name}: one answer about {ratio:.1f} times as long"
-            groups["length", number, place] = Group(title, ids)
-        for row in [] if isinstance(found.authors, str) else found.authors:
-            mine = [v for v in found.verdicts if row.author in (v.author_a, v.author_b)]
-            groups["author", number, row.author] = Group(
-                f"{name}: pairs with {row.author}", pair_ids(mine)
-            )
-        differ = [v for v in found.verdicts if v.gold is not None and v.winner != v.gold]
-        groups["differs", number, ""] = Group(f"{name}: not as people", pair_ids(differ))
-        groups["run", number, ""] = Group(f"{name}: all pairs", pair_ids(found.verdicts))
+        groups |= groups_of_judge(found, number)
     return groups
 
 # %% ../../nbs/90_apps/08_bias_state.ipynb #113b516e

@@ -54,10 +54,14 @@ def workbench(
     show: Annotated[bool, typer.Option(help="Open the browser as well.")] = False,
     db: Annotated[str, typer.Option(help="The feedback store: a path or a URL.")] = "",
     login: Annotated[str, typer.Option(help='A file of logins, {"name": "password"}.')] = "",
+    allow: Annotated[str, typer.Option(help="Logins that may look: ann@x.org, *@y.com")] = "",
+    targets: Annotated[str, typer.Option(help="A file of rules for the dashboard.")] = "",
 ) -> None:
     """Serve the workbench in the browser until Ctrl-C; other options go to `panel serve`."""
-    variables = environment(db, login)
-    command = serve_command(port, address, show, [*login_options(login), *context.args])
+    options = context.args
+    variables = environment(db, login, options, allow, targets)
+    pages = login_options(login, options)
+    command = serve_command(port, address, show, [*pages, *options])
     typer.echo(f"The workbench: http://{address}:{port}  (stop it with Ctrl-C)")
     try:
         code = subprocess.run(command, env=variables, check=False).returncode
@@ -122,21 +126,6 @@ app.command()(simulate)
 app.command()(alerts)
 
 # %% ../../nbs/90_apps/09_cli.ipynb #a4a14fc0
-def _bars(given: list[str]) -> dict[str, float]:
-    """The bars of "metric=number" words; DataError for any that is none."""
-    bars = {}
-    for word in given:
-        metric, _, number = word.rpartition("=")
-        try:
-            bars[metric] = float(number)
-        except ValueError:
-            metric = ""
-        if not metric:
-            step = "Write METRIC=BAR, as in exact_match=0.8."
-            raise DataError(f"{word!r} is no bar.", "gate", step)
-    return bars
-
-
 @app.command()
 def gate(
     folder: Annotated[str, typer.Argument(help="The folder of a saved eval report.")],
@@ -145,10 +134,11 @@ def gate(
 ) -> None:
     """Hold a report to its bars: exit code 0 pass, 1 fail, 2 not enough data, 3 cannot be told."""
     from llmops_kit.evals.comparison import gate as held
+    from llmops_kit.evals.comparison import read_bars
     from llmops_kit.evals.report import load_report
 
     try:
-        found = held(load_report(folder), _bars(bars), min_n)
+        found = held(load_report(folder), read_bars(bars), min_n)
     except LLMOpsError as error:
         typer.echo(f"llmops-kit: {error}", err=True)
         raise typer.Exit(3) from None
@@ -177,6 +167,8 @@ VARIABLES = {
     "LLMOPS_KIT_DATASETS": "a folder with public data sets",
     "LLMOPS_KIT_DB": "the feedback store of the pages, a path or a URL",
     "LLMOPS_KIT_USER_KEY": "the key that hashes users; one is made without it",
+    "LLMOPS_KIT_ALLOW": "the logins that may look at the pages; without it all",
+    "LLMOPS_KIT_TARGETS": "the file of rules of the dashboard; else the kit's",
 }
 
 # %% ../../nbs/90_apps/09_cli.ipynb #249f9aba

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from .dash_cards import amount, interval, limit
 from .ranks import plot_text
 from .theme import DARK, LIGHT, escape, styled, tint
 from ..feedback.alerts import Alert
+from ..feedback.amounts import amount, interval, limit
 from ..feedback.backtest import Incident
 from ..feedback.metrics import METRICS
 from ..feedback.targets import Target

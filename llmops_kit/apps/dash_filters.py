@@ -40,7 +40,7 @@ class Choices:
 
 
 def look_for_choices(store: FeedbackStore) -> Choices:
-    """The values among the newest rows; tags with more than 40 values each are not offered."""
+    """The values among the newest rows; tags and versions of more than 40 are not offered."""
     counts: dict[str, dict[str, int]] = {"model": {}, "prompt": {}, "tags.topic": {}}
     table, newest = interactions.c, None
     recent = select(table.time, table.model, table.versions, table.tags)
@@ -51,13 +51,15 @@ def look_for_choices(store: FeedbackStore) -> Choices:
             newest = newest or time
             named = {"model": model, "prompt": versions.get("prompt", "")}
             named |= {f"tags.{key}": value for key, value in tags.items()}
+            named |= {f"versions.{key}": value for key, value in versions.items()}
             for name, value in named.items():
                 some = counts.setdefault(name, {})
                 some[value] = some.get(value, 0) + 1
     known = {name: sorted(some, key=lambda v: (-some[v], v)) for name, some in counts.items()}
     known = {name: [value for value in some if value] for name, some in known.items()}
-    others = sorted(n for n in known if n.startswith("tags.") and n != "tags.topic")
-    tags = [f"{n[5:]}={v}" for n in others if len(known[n]) <= 40 for v in known[n]]
+    others = sorted(n for n in known if "." in n and n not in ("tags.topic", "versions.prompt"))
+    others = [name for name in others if len(known[name]) <= 40]
+    tags = [f"{name.removeprefix('tags.')}={v}" for name in others for v in known[name]]
     marked = "true" in known.get("tags.synthetic", [])
     return Choices(known["model"], known["prompt"], known["tags.topic"], tags, newest, marked)
 
@@ -77,7 +79,7 @@ class DashFilters(App):
     model = param.String("", doc="Only this model.")
     prompt = param.String("", doc="Only this version of the prompt.")
     topic = param.String("", doc="Only this topic.")
-    tag = param.String("", doc="Only rows with this tag: key=value.")
+    tag = param.String("", doc="Only rows with this tag: key=value, versions.index=i2.")
     tab: Any = param.Selector(default=TABS[0], objects=list(TABS), doc="The tab that is open.")
     request = param.String("", doc="The id of the interaction that is open; empty for none.")
 
@@ -90,8 +92,9 @@ class DashFilters(App):
             if not key or not equals:
                 step = "Write it as key=value, as in plan=pro."
                 raise DataError(f"the tag {self.tag!r} is no pair.", "tag", step)
-            column(interactions, f"tags.{key}")
-            found[f"tags.{key}"] = value
+            name = key if key.startswith("versions.") else f"tags.{key}"
+            column(interactions, name)
+            found[name] = value
         return found
 
     def window_at(self, now: datetime) -> Window:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from .theme import escape
+from ..feedback.amounts import measured
 from ..feedback.failure_groups import FailureGroup, Week
 from ..feedback.failures import FailureReport
 from ..feedback.fixes import ACTIONS
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/90_apps/09_dash_groups.ipynb #b49bc612
 def share_words(group: FailureGroup) -> str:
-    """Count, share and interval in words: "84 of 200 · 42.0 % [35.3, 49.0]"."""
-    low, high = 100 * group.share.low, 100 * group.share.high
-    return f"{group.count:,} of {group.share.n:,} · {group.share.value:.1%} [{low:.1f}, {high:.1f}]"
+    """Count, share and interval in words: "84 of 200 · 42.0 % [35.3–49.0 %]"."""
+    told = measured(group.share.value, group.share.low, group.share.high, "share")
+    return f"{group.count:,} of {group.share.n:,} · {told}"
 
 
 def stability_words(group: FailureGroup) -> str:

@@ -17,13 +17,16 @@ from ..feedback.daily import STEPS, steps_table
 from ..feedback.feedback_store import FeedbackStore
 from ..feedback.metrics import LABELS, Reading
 from ..feedback.readings import readings
-from ..feedback.rollups import tally
+from ..feedback.rollups import reads_rows, tally
 from ..feedback.windows import Window
 
 # %% ../../nbs/90_apps/09_dash_measure.ipynb #0e1b8c21
 @dataclass(frozen=True)
 class Measured(Record):
-    """What an overview shows of a window: readings, days, slices (or why not), histograms."""
+    """What an overview shows of a window: readings, days, slices (or why not), histograms.
+
+    `note` says why it took longer, where rows had to be read.
+    """
 
     span: Window
     step: str
@@ -33,6 +36,7 @@ class Measured(Record):
     slices: dict[str, dict[str, Reading]] | str
     latency: Histogram
     cost: Histogram
+    note: str = ""
 
 
 def step_of(span: Window) -> str:
@@ -62,4 +66,5 @@ def measured(
         slices = {label: readings(labels[label], min_n) for label in order}
     table = steps_table(days, span, step, min_n)
     parts = readings(whole, min_n), table, slices, whole.measures[0], whole.measures[2]
-    return Measured(span, step, by, *parts)
+    why = reads_rows(store, span, {*others, by})
+    return Measured(span, step, by, *parts, note=f"{why} Rows were read for it." if why else "")

@@ -123,7 +123,7 @@ def score_html(test: BackTest, scored: Score) -> str:
     note = ""
     if test.lag:
         late = f"{test.lag[0]:.1f} h later (median), {test.lag[1]:.1f} h (90th percentile)"
-        note = f"Feedback is counted at once here; it came {late}."
+        note = f"Feedback counts from when it came: {late}."
     shown = f'<p class="muted small">{escape(note)}</p>' if note else ""
     return f'<div class="facts">{cells}</div>{shown}'
 

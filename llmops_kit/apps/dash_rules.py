@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from .dash_cards import amount, chip, interval, limits
+from .dash_cards import chip, limits
 from .theme import escape
 from ..core import Where, data_path
 from ..feedback.alerts import verdicts
+from ..feedback.amounts import amount, interval
 from ..feedback.feedback_store import FeedbackStore
 from ..feedback.metrics import METRICS, Reading, calculate_metrics
 from ..feedback.rules import ChangeRule, Rule, Target, state_of
@@ -115,7 +116,7 @@ def rule_words(rule: Rule) -> tuple[str, str]:
     if isinstance(rule, Target):
         return METRICS[rule.metric].title, limits(rule)
     if isinstance(rule, ChangeRule):
-        asks = f"no change by {rule.least:.0%} in {rule.before}".replace("%", " %")
+        asks = f"no change by {rule.least:.0%} in {rule.weeks} weeks".replace("%", " %")
         return f"{METRICS[rule.metric].title}: change", asks
     usual = f"{rule.below:.0%} of what is usual".replace("%", " %")
     return "Traffic", f"not below {usual}" if rule.weeks else "not nothing at all"

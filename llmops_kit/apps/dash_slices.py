@@ -9,9 +9,10 @@ __all__ = ['BY', 'MOST_ROWS', 'SLICES_CSS', 'range_svg', 'scale_of', 'slices_htm
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .dash_cards import KPIS, STATES, amount, interval, state_for
+from .dash_cards import KPIS, STATES, state_for
 from .dash_charts import y_range
 from .theme import escape
+from ..feedback.amounts import amount, interval
 from ..feedback.metrics import METRICS, Reading
 from ..feedback.targets import Target
 
@@ -116,8 +117,12 @@ def slices_html(
     name: str,
     targets: Mapping[str, Target] | None = None,
     chosen: str = "",
+    note: str = "",
 ) -> str:
-    """Markup of the slices, the chosen metric drawn; rows are buttons by their place."""
+    """Markup of the slices, the chosen metric drawn; rows are buttons by their place.
+
+    `note` is a sentence below, as the reason why a page has to wait.
+    """
     if not found:
         return '<p class="muted">No request in this window.</p>'
     goals, shown = targets or {}, list(found.items())[:MOST_ROWS]
@@ -135,6 +140,8 @@ def slices_html(
     head = "".join(f"<th>{one}</th>" for one in heads)
     more = len(found) - len(shown)
     rest = f'<p class="small muted">and {more} more in the CSV</p>' if more > 0 else ""
+    if note:
+        rest += f'<p class="small muted">{escape(note)}</p>'
     return f'<div class="slices"><table><tr>{head}</tr>{rows}</table></div>{rest}'
 
 # %% ../../nbs/90_apps/09_dash_slices.ipynb #e1bfda90

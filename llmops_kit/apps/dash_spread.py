@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from .dash_cards import amount, interval
 from .dash_charts import quiet
 from .theme import DARK, LIGHT, tint
+from ..feedback.amounts import amount, interval
 from ..feedback.counts import Histogram, edges
 
 if TYPE_CHECKING:

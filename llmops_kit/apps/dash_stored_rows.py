@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, and_, exists, func, or_, select, tuple_
 
-from .dash_stored import sign_words
+from .dash_said import sign_words
 from ..core import DataError, Where
 from ..feedback.feedback_store import FeedbackStore
 from ..feedback.schema import feedback, interactions

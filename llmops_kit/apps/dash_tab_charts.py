@@ -175,7 +175,7 @@ def slices_part(state: DashState, fields: OverviewFields) -> pn.viewable.Viewabl
             shown.html = f'<p class="muted">{escape(found.slices)}</p>'
         else:
             chosen = getattr(state, _FILTER[found.by])
-            shown.html = slices_html(found.slices, fields.metric, goals, chosen)
+            shown.html = slices_html(found.slices, fields.metric, goals, chosen, found.note)
 
     def rows() -> pd.DataFrame:
         found = fields.found.slices if fields.found else {}

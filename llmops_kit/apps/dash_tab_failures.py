@@ -134,7 +134,7 @@ def about_html(state: DashState, grouped: Grouped | None) -> str:
     badge = synthetic_badge(state.choices.synthetic)
     return f'<p class="small muted">{badge} {ends[0]} to {ends[1]} UTC.{some}</p>'
 
-
+# %% ../../nbs/90_apps/09_dash_tab_failures.ipynb #09d22682
 def failures_tab(state: DashState) -> pn.viewable.Viewable:
     """The groups of failures of the window and the filters, the costliest first."""
     import panel_material_ui as pmui

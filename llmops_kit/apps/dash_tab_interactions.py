@@ -14,16 +14,9 @@ import orjson
 import panel as pn
 import param
 
+from .dash_said import Opened, open_request, sign_html
 from .dash_state import DashState, synthetic_badge
-from llmops_kit.apps.dash_stored import (
-    STORED_CSS,
-    Opened,
-    duration,
-    follow,
-    interaction_html,
-    open_request,
-    sign_html,
-)
+from .dash_stored import STORED_CSS, duration, follow, interaction_html
 from llmops_kit.apps.dash_stored_rows import (
     EXPORTED,
     PAGE,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'LONGEST', 'DIFF_CSS', 'SHOW', 'CasePair', 'pair_cases', 'kind_of', 'in_words', 'word_diff', 'diff_html',
-           'filter_pairs', 'pairs_table']
+           'is_shown', 'change_of', 'filter_pairs', 'pairs_table']
 
 # %% ../../nbs/90_apps/08_eval_cases.ipynb #95ddf1e2
 import difflib
@@ -125,7 +125,7 @@ def word_diff(a: str, b: str) -> list[tuple[str, str]]:
         pieces += [("new", "".join(new[k:m]))] if m > k else []
     return pieces
 
-
+# %% ../../nbs/90_apps/08_eval_cases.ipynb #571f934f
 def diff_html(a: str, b: str) -> str:
     """Markup of `word_diff`: <del> what went, <ins> what came; the texts are escaped."""
     tags = {"gone": "del", "new": "ins", "same": "span"}
@@ -137,7 +137,8 @@ def diff_html(a: str, b: str) -> str:
 SHOW = ("all", "regressions", "improvements", "score changed", "answer changed", "failed")
 
 
-def _is_shown(pair: CasePair, metric: str, show: str) -> bool:
+def is_shown(pair: CasePair, metric: str, show: str) -> bool:
+    """Whether a pair is of the kind that `show`, one of SHOW, asks for."""
     kind = kind_of(pair, metric)
     failed = any(side and (side.error or _value(side, metric) is None) for side in (pair.a, pair.b))
     return {
@@ -148,6 +149,21 @@ def _is_shown(pair: CasePair, metric: str, show: str) -> bool:
         "answer changed": pair.answers[0] != pair.answers[1],
         "failed": failed,
     }[show]
+
+# %% ../../nbs/90_apps/08_eval_cases.ipynb #cb59e2a2
+def _searched(pair: CasePair) -> str:
+    parts = pair.case.id, pair.case.question, pair.case.expected or "", *pair.answers
+    return "\n".join(parts).casefold()
+
+
+def change_of(pair: CasePair, metric: str) -> float:
+    """The change of the score; one that was lost is the largest loss, -inf."""
+    old, new = pair.values(metric)
+    if pair.a is None or pair.b is None or (old is None and new is None):
+        return 0.0
+    if old is None or new is None:
+        return float("-inf") if new is None else float("inf")
+    return new - old
 
 
 def filter_pairs(
@@ -164,27 +180,12 @@ def filter_pairs(
     found = [
         pair
         for pair in pairs
-        if _is_shown(pair, metric, show)
+        if is_shown(pair, metric, show)
         and (not tag or tag in pair.case.tags)
         and (not words or words in _searched(pair))
     ]
     sign = -1 if show == "improvements" else 1
-    return sorted(found, key=lambda pair: sign * _loss(pair, metric))
-
-
-def _searched(pair: CasePair) -> str:
-    parts = pair.case.id, pair.case.question, pair.case.expected or "", *pair.answers
-    return "\n".join(parts).casefold()
-
-
-def _loss(pair: CasePair, metric: str) -> float:
-    """The change of the score; a score that was lost counts as the largest loss."""
-    old, new = pair.values(metric)
-    if pair.a is None or pair.b is None or (old is None and new is None):
-        return 0.0
-    if old is None or new is None:
-        return float("-inf") if new is None else float("inf")
-    return new - old
+    return sorted(found, key=lambda pair: sign * change_of(pair, metric))
 
 # %% ../../nbs/90_apps/08_eval_cases.ipynb #923c9200
 def pairs_table(pairs: Sequence[CasePair], metrics: Sequence[str], shown: str) -> "pd.DataFrame":

@@ -45,7 +45,7 @@ def _folders(root: Path) -> Iterator[Path]:
     }
     yield from sorted(found)
 
-
+# %% ../../nbs/90_apps/08_eval_load.ipynb #5c91377c
 def _load(folder: Path) -> tuple[EvalReport, datetime]:
     """The report of a folder, from memory if the files are the same, and its date."""
     try:
@@ -60,7 +60,7 @@ def _load(folder: Path) -> tuple[EvalReport, datetime]:
         _loaded[key] = load_report(folder)
     return _loaded[key], datetime.fromtimestamp(stats[0].st_mtime)
 
-
+# %% ../../nbs/90_apps/08_eval_load.ipynb #e9dbaf51
 def find_runs(root: Path, tell: Tell | None = None) -> tuple[list[Run], list[str]]:
     """The runs below a folder, newest first, and a sentence for each that cannot be read.
 

@@ -167,7 +167,7 @@ def checked_rows(checked: Checked) -> "pd.DataFrame":
                      "clean": storable(report.clean)})  # fmt: skip
     return pd.DataFrame(rows)
 
-
+# %% ../../nbs/90_apps/09_guard_survey.ipynb #69ef2cd2
 @dataclass(frozen=True)
 class Outcome:
     """Texts of one label: how many were found, as a share with its interval, and by action."""

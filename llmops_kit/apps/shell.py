@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Tell', 'Work', 'PAGES', 'sentence_for', 'Superseded', 'App', 'Attempt', 'served', 'run_work', 'soon', 'status_markup',
            'status', 'card', 'side_by_side', 'csv_button', 'code_line', 'code_pane', 'PageInfo', 'pages', 'link',
-           'navigation', 'heading', 'page']
+           'navigation', 'heading', 'page', 'NotForYou']
 
 # %% ../../nbs/90_apps/01_shell.ipynb #1bd4e379
 import asyncio
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import panel as pn
 import param
 
+from .login import ACCOUNT_CSS, account_html, refused, signed_in
 from llmops_kit.apps.theme import (
     CARD,
     CODE_CSS,
@@ -102,7 +103,8 @@ class App(pn.viewable.Viewer):
     def servable(self, *args: Any, **params: Any) -> pn.viewable.Viewable:
         """Under a server, the page with navigation; in a notebook, the screen itself."""
         if served():
-            return page(self).servable(title=f"{self.title} · llmops-kit")
+            shown = NotForYou() if refused() else self
+            return page(shown).servable(title=f"{shown.title} · llmops-kit")
         return super().servable(*args, **params)
 
 # %% ../../nbs/90_apps/01_shell.ipynb #defa641e
@@ -380,11 +382,29 @@ def page(app: App) -> Any:
         theme_config=THEME_CONFIG,
         sx=PAGE_SX,
     )
-    links = pn.bind(navigation, app.slug, result.param.dark_theme)
-    result.header = [markup(links, css=NAV_CSS)]
+    account = account_html(signed_in())
+
+    def header(dark: bool) -> str:
+        return f'<div class="header">{navigation(app.slug, dark)}{account}</div>'
+
+    links = pn.bind(header, result.param.dark_theme)
+    result.header = [markup(links, css=NAV_CSS + ACCOUNT_CSS)]
     result.param.watch(lambda event: setattr(app, "dark", event.new), "dark_theme")
     app.dark = result.dark_theme
     pn.state.onload(lambda: app.param.trigger("dark"))  # figures follow the page's theme once drawn
     if _in_session():
         pn.state.on_session_destroyed(lambda _: app._tickets.clear())  # `tell` ends what still runs
     return result
+
+# %% ../../nbs/90_apps/01_shell.ipynb #eddbf8e7
+class NotForYou(App):
+    """What is shown in the place of a screen to a login that the list keeps out."""
+
+    title = "Not for this account"
+    line = "Whoever runs this workbench decides who may look."
+
+    def main(self) -> pn.viewable.Viewable:
+        """Who was kept out, and what to do."""
+        who = escape(signed_in() or "Without a login", 200)
+        told = "Log out and use another account, or ask to be put on the list."
+        return card(markup(f"<p><b>{who}</b> may not look at these pages. {told}</p>"))

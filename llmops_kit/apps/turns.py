@@ -8,9 +8,8 @@ __all__ = ['DRAW_EVERY', 'HANDBOOK', 'MINE', 'EMPTY', 'Corpus', 'make_corpus', '
 
 # %% ../../nbs/90_apps/03_turns.ipynb #48d5c482
 import asyncio
-import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import cache
@@ -22,14 +21,12 @@ from .passages import answer_html, passage_html, sources_html
 from .shell import App, sentence_for
 from .theme import escape
 from ..core import DataError, Document, Hit, LLMOpsError
-from ..embed import default_embedder
-from ..embed_cache import CachedEmbedder
 from ..llm import LLM
 from ..providers import default_llm
 from ..rag.answer import Answer, RAGPipeline
 from ..rag.chunk import recursive_chunk
 from ..rag.documents import handbook_documents, read_document
-from ..rag.index import Index, build_index
+from ..rag.index import Index, build_index, handbook_index, told
 from ..rag.retrieve import make_retriever
 from ..rag.sources import source_title
 
@@ -47,40 +44,23 @@ class Corpus:
 
 def make_corpus(
     documents: Iterable[Document],
-    embedder: Any = None,
     tell: Callable[[float], None] | None = None,
     max_tokens: int = 200,
 ) -> Corpus:
     """Index documents in memory; `tell` hears the share of the text that is behind."""
     known = {document.id: document for document in documents}
-    total, behind = sum(len(document.text) for document in known.values()) or 1, 0
-
-    def taken() -> Iterator[Document]:
-        nonlocal behind
-        for document in known.values():
-            if tell:
-                tell(behind / total)
-            yield document
-            behind += len(document.text)
-
-    chunker = recursive_chunk(max_tokens)
-    index = build_index(taken(), chunker, embedder, batch_size=64, progress=False)
-    if isinstance(embedder, CachedEmbedder):
-        index.vector.embedder = embedder.embedder  # what is asked is nobody's: it is not kept
-    return Corpus(known, index)
+    pages, chunker = told(list(known.values()), tell), recursive_chunk(max_tokens)
+    return Corpus(known, build_index(pages, chunker, batch_size=64, progress=False))
 
 # %% ../../nbs/90_apps/03_turns.ipynb #4fa35325
-_lock = threading.Lock()
-_handbooks: dict[int, Corpus] = {}
+@cache
+def _handbook() -> dict[str, Document]:
+    return {document.id: document for document in handbook_documents()}
 
 
 def handbook_corpus(max_tokens: int = 200, tell: Callable[[float], None] | None = None) -> Corpus:
     """The handbook's corpus of this process; the first caller makes it, the others wait."""
-    with _lock:
-        if max_tokens not in _handbooks:
-            cached = CachedEmbedder(default_embedder())
-            _handbooks[max_tokens] = make_corpus(handbook_documents(), cached, tell, max_tokens)
-        return _handbooks[max_tokens]
+    return Corpus(_handbook(), handbook_index(max_tokens=max_tokens, tell=tell))
 
 # %% ../../nbs/90_apps/03_turns.ipynb #a3fcd9d9
 def add_files(
