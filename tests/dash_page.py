@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import re
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -103,8 +102,8 @@ def in_address(page: Any, name: str, value: str | None) -> None:
 
 
 def kept(page: Any) -> None:
-    """Wait until the assistant says where an opinion is: stored, or on its way if that is slow."""
-    page.locator(".told", has_text=re.compile(r"Stored\.|On its way")).first.wait_for()
+    """Wait until the assistant says that an opinion is stored."""
+    page.locator(".told", has_text="Stored.").first.wait_for()
 
 
 def card_of(page: Any, title: str) -> Any:
