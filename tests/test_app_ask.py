@@ -113,7 +113,7 @@ def test_an_answer_streams_and_can_be_stopped(browser: Any, tmp_path: Path) -> N
         page.locator(".passage mark").wait_for()
 
         page.get_by_label("Stop").click()
-        page.get_by_text("Stopped.").wait_for()
+        page.get_by_text("Stopped.", exact=True).wait_for()
         settled(page)  # what was sent before the stop is drawn
         still = page.locator(".answer").inner_text()
         page.wait_for_timeout(600)
