@@ -178,3 +178,12 @@ def test_a_feedback_report_of_ones_own_store_and_its_alarm(tmp_path: Path) -> No
     assert told["failures"][0]["count"] == 60
     assert "'=SUM(A1)?" in (tmp_path / "report" / "failures.csv").read_text()
     assert "<b>" not in (tmp_path / "report" / "feedback_report.html").read_text()
+
+
+def test_no_notebook_keeps_the_parameters_of_a_run(root: Path) -> None:
+    runs = [
+        *(root / "nbs" / "runs").glob("*.ipynb"),
+        *(root / "nbs" / "benchmarks").glob("*.ipynb"),
+    ]
+    kept = [path.name for path in runs if "injected-parameters" in path.read_text("utf-8")]
+    assert len(runs) >= 10 and kept == []
