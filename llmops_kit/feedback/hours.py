@@ -211,4 +211,4 @@ def hours_without(
     """The hours of which a label has too many values to be kept, each with such a label."""
     c, wanted = columns.c, {*names} if {*names} <= {*ALWAYS} else {"", *names}
     query = select(c.hour, c.name).where(chosen, c.name.in_(wanted), c.labels.is_(null()))
-    return dict(connection.execute(query).tuples().all())
+    return {row.hour: row.name for row in connection.execute(query)}
