@@ -9,6 +9,7 @@ __all__ = ['VectorIndex']
 import json
 import os
 import re
+import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -80,6 +81,9 @@ def _lock(path: Path) -> Any:
     return lock
 
 # %% ../nbs/00_base/07_vector.ipynb #ebdb2b49
+_CLIENTS = threading.RLock()  # Chroma's registry of clients is not safe in threads
+
+
 def _client(path: Path | None, url: str | None) -> Any:
     import chromadb
     from chromadb.config import Settings
@@ -88,13 +92,14 @@ def _client(path: Path | None, url: str | None) -> Any:
     address = url or ""
     parts = urlsplit(address if "//" in address else f"http://{address}")
     port = parts.port or (443 if parts.scheme == "https" else 8000)
+    secure, host = parts.scheme == "https", parts.hostname or ""
     try:
-        if url:
-            secure = parts.scheme == "https"
-            return chromadb.HttpClient(parts.hostname or "", port, ssl=secure, settings=settings)
-        if path:
-            return chromadb.PersistentClient(str(path), settings=settings)
-        return chromadb.EphemeralClient(settings=settings)
+        with _CLIENTS:
+            if url:
+                return chromadb.HttpClient(host, port, ssl=secure, settings=settings)
+            if path:
+                return chromadb.PersistentClient(str(path), settings=settings)
+            return chromadb.EphemeralClient(settings=settings)
     except ValueError as error:
         advice = "Start a server with: chroma run --path FOLDER" if url else ""
         where = url or str(path or "memory")
@@ -108,7 +113,8 @@ def _release(client: Any, collection: str, lock: Any) -> None:
     try:
         if collection:
             client.delete_collection(collection)
-        client.close()
+        with _CLIENTS:
+            client.close()
     finally:
         if lock:
             lock.release()

@@ -224,3 +224,33 @@ def test_filters_mean_what_matches_means(shared: VectorIndex, metas: list, where
     expected = {chunk.id for chunk in chunks if matches(chunk.meta, where)}
     assert set(shared.ids(where)) == expected
     assert {hit.chunk.id for hit in shared.search("text 0", k=10, where=where)} == expected
+
+
+THREADS = """
+import sys, threading
+from concurrent.futures import ThreadPoolExecutor
+sys.path.insert(0, sys.argv[1])
+import chromadb
+from test_vector import Hashed
+from llmops_kit.vector import VectorIndex
+
+start = threading.Barrier(8)
+
+def once(number):
+    start.wait()
+    for _ in range(5):
+        with VectorIndex(Hashed()) as index:
+            assert index.count == 0
+    return "opened"
+
+with ThreadPoolExecutor(8) as pool:
+    print(*pool.map(once, range(8)))
+"""
+
+
+def test_threads_open_the_first_index_of_a_process_together() -> None:
+    for _ in range(3):
+        command = [sys.executable, "-c", THREADS, str(Path(__file__).parent)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.split() == ["opened"] * 8
