@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from browser import ROOT, Server, free_port, process, settled, wait_for, watched
+from browser import ROOT, Server, free_port, process, settled, wait_for, watched, width
 from tornado.httpclient import HTTPRequest
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
@@ -119,6 +119,6 @@ def shown_requests(page: Any, wanted: int) -> None:
 def fits(page: Any) -> None:
     """Once drawn, nothing reaches over the right edge, and no text of a card is cut."""
     steady(page)
-    assert page.evaluate("document.scrollingElement.scrollWidth") <= 1280
+    assert width(page) <= 1280
     cut = "all => all.filter(n => n.scrollWidth > n.clientWidth + 1).map(n => n.innerText)"
     assert page.locator(".kpi, .kpi .top, .kpi .value, .kpi > .small").evaluate_all(cut) == []

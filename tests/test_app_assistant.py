@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import ROOT, Server, free_port, process, settled, shot, wait_for, watched
+from browser import ROOT, Server, free_port, holds, process, settled, shot, wait_for, watched, width
 from dash_page import kept, opened, steady
 
 from llmops_kit.apps.ask import EXAMPLES
@@ -100,13 +100,6 @@ def ask(page: Any, question: str) -> Any:
     page.keyboard.press("Enter")
     page.locator(".acts").nth(before).wait_for(timeout=60_000)
     return page.locator(".acts").nth(before)
-
-
-def grown(page: Any, length: int) -> None:
-    """Wait until the answer has more than so many characters."""
-    end = time.monotonic() + 60
-    while len(page.locator(".answer").inner_text()) <= length:
-        assert time.monotonic() < end, "nothing more has come"
 
 
 @pytest.mark.needs("chromium")
@@ -199,7 +192,7 @@ def test_an_answer_streams_is_stopped_and_is_text(browser: Any, served: Served) 
         page.keyboard.press("Enter")
         page.locator(".cite").first.wait_for(timeout=60_000)
         short = len(page.locator(".answer").inner_text())
-        grown(page, short)
+        assert holds(lambda: len(page.locator(".answer").inner_text()) > short, seconds=60)
         assert page.locator(".acts").count() == 0
         page.get_by_label("Stop").click()
         page.get_by_text("You stopped this answer.").wait_for()
@@ -238,7 +231,7 @@ def test_dark_mode_is_legible(browser: Any, served: Served) -> None:
         ink = "n => getComputedStyle(n).color.match(/\\d+/g).slice(0, 3).map(Number)"
         for place in (".answer p", ".act", ".told", ".change", ".passage mark"):
             assert min(page.locator(place).first.evaluate(ink)) > 120
-        assert page.evaluate("document.scrollingElement.scrollWidth") <= 1280
+        assert width(page) <= 1280
         assert watch.faults() == []
     assert served.server.faults() == []
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Server, settled, shot
+from browser import Server, settled, shot, width
 from dash_page import dashboards, flawless, in_address, opened, steady
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -411,7 +411,7 @@ def page(browser: Any, server: Server) -> Iterator[Any]:
     """A page without faults to the end, as wide as the screen."""
     with flawless(browser, server) as page:
         yield page
-        assert page.evaluate("document.scrollingElement.scrollWidth") <= 1280
+        assert width(page) <= 1280
 
 
 @pytest.mark.needs("chromium")
@@ -496,5 +496,5 @@ def test_hostile_rows_in_dark_mode(page: Any, server: Server) -> None:
         page.locator(place).first.wait_for(timeout=60_000)
         steady(page)
         assert page.locator(place).first.evaluate(INK) > 140, place
-        assert page.evaluate("document.scrollingElement.scrollWidth") <= 1280
+        assert width(page) <= 1280
         shot(page, f"tab-{name.lower()}-dark")

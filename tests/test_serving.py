@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
-from browser import Server, settled, shot, watched
+from browser import Server, settled, shot, watched, width
 from dash_page import pulled
 from oauth_provider import Provider, provider
 from servers import free_port
@@ -306,7 +306,7 @@ def test_log_in_ask_and_log_out(browser: Any, team: Team) -> None:
         page.get_by_text("Signed in; your name is kept as a hash.").wait_for()
         page.locator(".account", has_text="ann@example.org").wait_for()
         settled(page)
-        assert page.evaluate("document.scrollingElement.scrollWidth") <= 1280
+        assert width(page) <= 1280
         page.get_by_placeholder("Ask a question").fill("How long are audit logs kept?")
         page.keyboard.press("Enter")
         page.locator(".acts").first.wait_for(timeout=60_000)
