@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Setting', 'start', 'settings_of', 'default_settings', 'as_sources', 'GuardFields', 'GuardState', 'add_guard',
-           'warm_up', 'check_text', 'rested', 'work_or']
+           'warm_up', 'check_text', 'rested']
 
 # %% ../../nbs/90_apps/09_guard_state.ipynb #c3a064e6
 import copy
@@ -208,28 +208,3 @@ def rested(state: App, what: str, action: Callable[[], None], wait: float = 0.3)
         soon(state, what, action, wait)
     else:
         action()
-
-# %% ../../nbs/90_apps/09_guard_state.ipynb #a355f8e0
-def work_or(
-    state: App,
-    doing: str,
-    run: Callable[[Tell], Any],
-    done: Callable[[Any], None],
-    failed: Callable[[], None],
-) -> None:
-    """`state.work`, with `failed()` called before an exception becomes the page's problem."""
-
-    def caught(tell: Tell) -> tuple[Any, Exception | None]:
-        try:
-            return run(tell), None
-        except Exception as error:  # raised again in the session, where it becomes a sentence
-            return None, error
-
-    def ended(result: tuple[Any, Exception | None]) -> None:
-        found, error = result
-        if error is not None:
-            failed()
-            raise error
-        done(found)
-
-    state.work(doing, caught, ended)

@@ -16,7 +16,7 @@ import panel as pn
 import param
 
 from .guard_findings import GUARD_CSS, visible
-from .guard_state import GuardState, work_or
+from .guard_state import GuardState
 from llmops_kit.apps.guard_survey import (
     Checked,
     check_all,
@@ -76,7 +76,7 @@ def _show(state: GuardState, fields: BatchFields, made: Callable[[Tell], Checked
     def failed() -> None:
         fields.note = "Nothing could be checked." if fields.checked is None else ""
 
-    work_or(state, "check the file", run, done, failed)
+    state.work("check the file", run, done, failed)
 
 # %% ../../nbs/90_apps/09_guard_tab_batch.ipynb #797ec1b3
 def check_file(state: GuardState, fields: BatchFields, name: str, raw: bytes) -> None:

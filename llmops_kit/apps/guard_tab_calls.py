@@ -15,7 +15,7 @@ from typing import Any
 import param
 
 from .guard_demo import BEHAVIOURS, demo_llm
-from .guard_state import GuardState, as_sources, warm_up, work_or
+from .guard_state import GuardState, as_sources, warm_up
 from .guard_steps import chain_prompt, hold_curve
 from .shell import Tell
 from .turns import shared_llm
@@ -113,7 +113,7 @@ def run_chain(state: GuardState, fields: ChainFields) -> None:
     def failed() -> None:
         fields.note = "" if fields.call else "The chain could not be run."
 
-    work_or(state, "run the chain", run, done, failed)
+    state.work("run the chain", run, done, failed)
 
 # %% ../../nbs/90_apps/09_guard_tab_calls.ipynb #6510579c
 class Overheard(LLM):

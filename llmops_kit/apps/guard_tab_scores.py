@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import param
 
 from .guard_findings import storable, visible
-from .guard_state import GuardState, Setting, work_or
+from .guard_state import GuardState, Setting
 from .guard_survey import measurable, sample_texts, score_texts, wanted_of
 from .shell import Tell
 from .theme import escape
@@ -117,7 +117,7 @@ def evaluate(state: GuardState, fields: ThresholdFields) -> None:
     def done(result: dict[str, Any]) -> None:
         fields.param.update(waiting=False, **result)
 
-    work_or(state, "evaluate the guard", run, done, lambda: give_up(fields))
+    state.work("evaluate the guard", run, done, lambda: give_up(fields))
 
 
 def give_up(fields: ThresholdFields) -> None:
@@ -157,7 +157,7 @@ def measure(state: GuardState, fields: ThresholdFields) -> None:
         fields.column = column
         evaluate(state, fields)
 
-    work_or(state, "measure the guard", run, done, lambda: give_up(fields))
+    state.work("measure the guard", run, done, lambda: give_up(fields))
 
 # %% ../../nbs/90_apps/09_guard_tab_scores.ipynb #c07c738e
 def where_it_stands(

@@ -96,9 +96,15 @@ class App(pn.viewable.Viewer):
         """A context in which an exception becomes the screen's `problem`."""
         return Attempt(self, doing)
 
-    def work(self, doing: str, function: "Work", done: Callable[[Any], None]) -> None:
+    def work(
+        self,
+        doing: str,
+        function: "Work",
+        done: Callable[[Any], None],
+        failed: Callable[[], None] = lambda: None,
+    ) -> None:
         """Run `function(tell)` off the event loop, then `done(result)`; see `run_work`."""
-        run_work(self, doing, function, done)
+        run_work(self, doing, function, done, failed)
 
     def servable(self, *args: Any, **params: Any) -> pn.viewable.Viewable:
         """Under a server, the page with navigation; in a notebook, the screen itself."""
@@ -143,22 +149,40 @@ def served() -> bool:
     return _in_session() is not None
 
 
-def run_work(app: App, doing: str, function: Work, done: Callable[[Any], None]) -> None:
+def run_work(
+    app: App,
+    doing: str,
+    function: Work,
+    done: Callable[[Any], None],
+    failed: Callable[[], None] = lambda: None,
+) -> None:
     """Run `function(tell)` in a thread, then `done(result)` in the session of the app.
 
     Of several calls with the same `doing` only the newest is shown; `tell(share)` stops the others
-    with Superseded at their next report. Without a server it runs at once, in the caller.
+    with Superseded at their next report. An exception of the newest becomes the app's problem,
+    after `failed()`. Without a server it runs at once, in the caller.
     """
     doc, ticket = _in_session(), object()
     app._tickets[doing] = ticket
     if doc is None:
         with app.attempt(doing):
-            done(function(lambda share: setattr(app, "progress", share)))
+            try:
+                result = function(lambda share: setattr(app, "progress", share))
+            except Exception:
+                failed()
+                raise
+            done(result)
         return
 
     async def task() -> None:
         with app.attempt(doing):
-            result = await asyncio.to_thread(function, _teller(app, doing, ticket, doc))
+            try:
+                result = await asyncio.to_thread(function, _teller(app, doing, ticket, doc))
+            except Exception as error:
+                if app._tickets.get(doing) is not ticket:
+                    raise Superseded(doing) from error
+                failed()
+                raise
             if app._tickets.get(doing) is ticket:
                 done(result)
         if app._tickets.get(doing) is ticket:
