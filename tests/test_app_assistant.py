@@ -37,7 +37,7 @@ def script(messages):
     evil = {EVIL!r} + " </div>[1] **bold** \\u202e"
     if "evil" in messages[-1].content:
         return Reply(evil)
-    return Reply("The answer goes on [1] and on. " * 200, gap_s=0.03)
+    return Reply("The answer goes on [1] and on. " * 2000, gap_s=0.05)
 
 llm, policy = ScriptedLLM(script), Policy(hold=20)
 Assistant(HandbookService(shared_collector(), llm, policy=policy)).servable()

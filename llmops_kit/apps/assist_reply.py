@@ -26,7 +26,7 @@ from llmops_kit.apps.assist_opinion import (
     send,
     take_back,
 )
-from .passages import Clickable
+from .passages import DRAW_JS, Clickable
 from .shell import sentence_for
 from .theme import markup
 
@@ -81,11 +81,11 @@ export function render({ model }) {
   const box = document.createElement("div")
   const answer = box.appendChild(document.createElement("div"))
   const bar = box.appendChild(document.createElement("div"))
-  const draw = () => { answer.innerHTML = model.html }
-  const buttons = () => { bar.innerHTML = model.bar }
-  model.on("html", draw)
+  const text = () => draw(answer, model.html)
+  const buttons = () => draw(bar, model.bar)
+  model.on("html", text)
   model.on("bar", buttons)
-  draw()
+  text()
   buttons()
   answer.addEventListener("copy", () => model.send_msg("copied"))
   box.addEventListener("click", (event) => send(model, event))
@@ -102,7 +102,7 @@ class ReplyView(Clickable):
 
     bar = param.String()
     plain = param.String()
-    _esm = _COPY_JS + _SEND_JS + _REPLY_JS
+    _esm = DRAW_JS + _COPY_JS + _SEND_JS + _REPLY_JS
 
     def __init__(
         self, on_pick: Callable[[int], None], on_act: Callable[[str], None], **params: Any
