@@ -15,7 +15,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -88,6 +88,22 @@ def _adapter(kind: type) -> Any:
     return TypeAdapter(kind)
 
 
+def _told(kind: Any, faults: Iterable[Mapping[str, Any]]) -> tuple[str, str]:
+    """What Pydantic found wrong with a row, in a sentence, and the fields that there are."""
+    told, unknown = [], []
+    for fault in faults:
+        name = ".".join(map(str, fault["loc"])) or "row"
+        if fault["type"] == "unexpected_keyword_argument":
+            unknown.append(repr(name))
+        else:
+            what = "it is missing" if fault["type"] == "missing" else fault["msg"].lower()
+            told.append(f"field {name!r}: {what}")
+    if not unknown:
+        return "; ".join(told), ""
+    known = ", ".join(one.name for one in fields(kind))
+    return "; ".join([*told, f"there is no field {', '.join(unknown)}"]), f"There are {known}."
+
+
 class Record:
     """A dataclass that goes to a plain dictionary and comes back checked, field by field."""
 
@@ -105,11 +121,8 @@ class Record:
         try:
             return _adapter(cls).validate_python(row)  # type: ignore[arg-type]
         except ValidationError as error:
-            faults = "; ".join(
-                f"field {'.'.join(map(str, fault['loc'])) or 'row'!r}: {fault['msg'].lower()}"
-                for fault in error.errors()
-            )
-            raise DataError(f"not a {cls.__name__}: {faults}.", where) from None
+            faults, known = _told(cls, error.errors())
+            raise DataError(f"this is no {cls.__name__}: {faults}.", where, known) from None
 
 # %% ../nbs/00_base/00_core.ipynb #6eeb116b
 @dataclass(frozen=True)

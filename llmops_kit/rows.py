@@ -78,13 +78,27 @@ def json_rows(path: str | os.PathLike[str]) -> list[tuple[str, Any]]:
     return [(f"{source.name}, row {number}", row) for number, row in enumerate(rows)]
 
 # %% ../nbs/00_base/01_rows.ipynb #6c279d83
+def _alike(faults: Sequence[DataError]) -> str:
+    """A line for each thing that is wrong, with the places where it is wrong, too, under it."""
+    groups: dict[tuple[str, str], list[DataError]] = {}
+    for fault in faults:
+        groups.setdefault((fault.what, fault.next_step), []).append(fault)
+    lines = []
+    for first, *others in groups.values():
+        lines.append(f"  {first}")
+        if others:
+            places = ", ".join(one.where.rpartition(", ")[2] for one in others)
+            lines.append(f"    and so {places}")
+    return "\n".join(lines)
+
+
 def refuse(
     faults: Sequence[DataError], total: int, where: str, things: str = "rows", most: int = 100
 ) -> None:
     """Raise one DataError that lists the faults, if there are any, of a total of `things`."""
     if not faults:
         return
-    shown = "\n".join(f"  {fault}" for fault in faults[:most])
+    shown = _alike(faults[:most])
     more = f"\n  ... and {len(faults) - most} more" if len(faults) > most else ""
     raise DataError(
         f"{len(faults)} of {total} {things} cannot be used:\n{shown}{more}\n",

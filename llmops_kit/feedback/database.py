@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, exc, make_url, 
 from sqlalchemy.engine import URL
 
 from ..core import DataError, LLMOpsError, StoreError, require
+from ..store import use_wal
 
 # %% ../../nbs/70_feedback/01_database.ipynb #1196f55d
 def as_url(where: str | os.PathLike[str]) -> URL:
@@ -42,22 +43,30 @@ _JSON = {
     "json_serializer": lambda value: orjson.dumps(value).decode(),
     "json_deserializer": orjson.loads,
 }
-_PRAGMAS = ("PRAGMA journal_mode=WAL", "PRAGMA synchronous=NORMAL")
+
+
+def _as_bytes(
+    connection: Any, cursor: Any, statement: str, values: Any, context: Any, many: bool
+) -> None:
+    """Let PostgreSQL send what is asked with the option `binary` as bytes, not as text."""
+    if context is not None and context.execution_options.get("binary"):
+        cursor.format = 1
 
 
 def _open(url: URL, timeout_s: float) -> Engine:
     """The engine: SQLite in WAL mode with transactions as they are asked for, or PostgreSQL."""
     if url.drivername != "sqlite":
         limits = {"connect_timeout": max(2, int(timeout_s))}
-        return create_engine(url, connect_args=limits, pool_pre_ping=True, **_JSON)
+        engine = create_engine(url, connect_args=limits, pool_pre_ping=True, **_JSON)
+        event.listen(engine, "before_cursor_execute", _as_bytes)
+        return engine
     Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(url, connect_args={"timeout": timeout_s}, **_JSON)
 
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, record: Any) -> None:
         connection.isolation_level = None  # the driver begins no transaction of its own
-        for pragma in _PRAGMAS:
-            connection.execute(pragma)
+        use_wal(connection, timeout_s)
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
@@ -131,6 +140,8 @@ class Database:
         """A connection that sees one state of the database; what it changes is not kept."""
         level = {} if self.sqlite else {"isolation_level": "REPEATABLE READ"}
         with self._connected(**level) as connection:
+            if not self.sqlite:
+                connection.exec_driver_sql("SET LOCAL random_page_cost = 1.1")
             yield connection
 
     @contextmanager
