@@ -122,3 +122,15 @@ def fits(page: Any) -> None:
     assert width(page) <= 1280
     cut = "all => all.filter(n => n.scrollWidth > n.clientWidth + 1).map(n => n.innerText)"
     assert page.locator(".kpi, .kpi .top, .kpi .value, .kpi > .small").evaluate_all(cut) == []
+
+
+def fits_a_phone(page: Any, parts: str) -> None:
+    """On a screen of 420 pixels none of these parts reaches over an edge; then back to the desk."""
+    desk = page.viewport_size
+    page.set_viewport_size({"width": 420, "height": 900})
+    steady(page)
+    over = """all => all.filter(n => n.getBoundingClientRect().right > innerWidth - 28)
+      .map(n => `${n.className} ${n.innerText}`)"""
+    assert page.locator(parts).evaluate_all(over) == []
+    page.set_viewport_size(desk)
+    steady(page)

@@ -242,8 +242,9 @@ def test_ask_thumb_down_and_see_it_on_the_dashboard(page: Any, served: Served) -
     ask(page, question)
     page.get_by_label("Bad answer").click()
     row, _ = served.waited(question, lambda row, said: "thumbs_down" in said)
-    place = f"?tab=interactions&request={row.request_id}&window=24h"
-    opened(page, served.server, "feedback", place, "text=thumbs down")
+    place = page.get_by_role("link", name="See it on the dashboard").get_attribute("href")
+    assert row.request_id in place
+    opened(page, served.server, place.removeprefix("./"), shows="text=thumbs down")
     page.get_by_text(question).first.wait_for()
     steady(page)
     shot(page, "assistant-on-the-dashboard")

@@ -20,6 +20,7 @@ from dash_page import (
     connected,
     dashboards,
     fits,
+    fits_a_phone,
     flawless,
     in_address,
     opened,
@@ -34,7 +35,6 @@ from llmops_kit.apps.dash_filters import DashFilters, query_of, read_query
 from llmops_kit.apps.dash_measure import measured
 from llmops_kit.apps.dash_state import DashState, about_store
 from llmops_kit.apps.dash_tab_overview import first_lines
-from llmops_kit.apps.shell import csv_text
 from llmops_kit.feedback.backtest import Incident
 from llmops_kit.feedback.daily import daily_metrics
 from llmops_kit.feedback.feedback_store import FeedbackStore
@@ -42,6 +42,7 @@ from llmops_kit.feedback.interactions import Feedback, Interaction
 from llmops_kit.feedback.metrics import breakdown, calculate_metrics
 from llmops_kit.feedback.windows import Window
 from llmops_kit.llm import run_sync
+from llmops_kit.rows import csv_text
 from llmops_kit.simulate import simulate
 from llmops_kit.timeline import keep_incidents
 
@@ -107,8 +108,11 @@ def test_it_starts_on_the_sample(
     page.get_by_text(stores["feedback"].shown).first.wait_for()
     page.locator(".js-plotly-plot .scatterlayer path").first.wait_for()
     page.get_by_text("half an index").wait_for()
+    page.get_by_text("30 rated").first.wait_for()  # why a day has no satisfaction
     fits(page)
     shot(page, "feedback")
+    fits_a_phone(page, ".kpi, .kpi *, .events li, .slices td.label, h2")
+    shot(page, "feedback-phone")
     card_of(page, "Latency p50").click()
     page.get_by_role("combobox", name="Metric").get_by_text("Latency p50").wait_for()
     pressed = page.locator(".kpi[aria-pressed=true]", has_text="Latency p50")
@@ -120,6 +124,9 @@ def test_it_starts_on_the_sample(
     for name in ("Interactions", "Overview"):
         page.get_by_role("tab", name=name, exact=True).click()
         in_address(page, "tab", None if name == "Overview" else name.lower())
+    for go, name in ((page.go_back, "Interactions"), (page.go_forward, "Overview")):
+        go()
+        page.get_by_role("tab", name=name, exact=True, selected=True).wait_for()
     settled(page)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from browser import Server, settled, shot, width
-from dash_page import dashboards, flawless, in_address, opened, steady
+from dash_page import dashboards, fits_a_phone, flawless, in_address, opened, steady
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -498,3 +498,4 @@ def test_hostile_rows_in_dark_mode(page: Any, server: Server) -> None:
         assert page.locator(place).first.evaluate(INK) > 140, place
         assert width(page) <= 1280
         shot(page, f"tab-{name.lower()}-dark")
+        fits_a_phone(page, ".list td > div, .list .chip, .group p, .group .side, .example, .tag")

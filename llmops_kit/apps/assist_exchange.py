@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
 from .passages import answer_html, sources_html
-from .shell import sentence_for
+from .running import sentence_for
 from .theme import escape
 from .turns import DRAW_EVERY, Turn
 from ..core import Completion

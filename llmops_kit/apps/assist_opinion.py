@@ -63,7 +63,7 @@ class Opinion(param.Parameterized):
     """What the reader of this page said about one answer, as it was sent to the collector.
 
     `user` is the name that the collector hashes, "" for nobody in particular. `told` says where the
-    last press is.
+    last press is, `seen_at` is the address of a page that shows it, "" if there is none.
     """
 
     thumb: Any = param.Selector(default="", objects=["", *THUMBS])
@@ -72,9 +72,11 @@ class Opinion(param.Parameterized):
     correction = param.String("", doc="The corrected answer that was sent; empty if none.")
     told = param.String("")
 
-    def __init__(self, collector: FeedbackCollector, turn: Exchange, user: str = "") -> None:
+    def __init__(
+        self, collector: FeedbackCollector, turn: Exchange, user: str = "", seen_at: str = ""
+    ) -> None:
         super().__init__()
-        self.collector, self.turn, self.user = collector, turn, user
+        self.collector, self.turn, self.user, self.seen_at = collector, turn, user, seen_at
         self.ids: dict[str, str] = {}  # "thumb" or "correction" -> id of its record
         self.noted: list[str] = []  # what behaviour showed
         self.latest: Mapping[str, datetime | None] = {}  # what was sent last
@@ -197,7 +199,10 @@ def actions_html(opinion: Opinion, editing: bool = False) -> str:
     down = {opinion.thumb: True, "correct": editing or bool(opinion.correction)}
     buttons = "".join(_button(act, down.get(act, False)) for act in acts)
     bad = "" if opinion.told.startswith(("Stored", "Sending")) or not opinion.told else " bad"
-    told = f'<span class="told small{bad}" role="status">{escape(opinion.told, 300)}</span>'
+    seen = ""
+    if opinion.seen_at and opinion.told.startswith("Stored"):
+        seen = f' <a href="{escape(opinion.seen_at)}" target="_blank">See it on the dashboard</a>'
+    told = f'<span class="told small{bad}" role="status">{escape(opinion.told, 300)}{seen}</span>'
     return f'<div class="acts" role="group" aria-label="Your opinion">{buttons}{told}</div>'
 
 # %% ../../nbs/90_apps/09_assist_opinion.ipynb #be4b9816

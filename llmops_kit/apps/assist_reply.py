@@ -27,7 +27,7 @@ from llmops_kit.apps.assist_opinion import (
     take_back,
 )
 from .passages import DRAW_JS, Clickable
-from .shell import sentence_for
+from .running import sentence_for
 from .theme import markup
 
 # %% ../../nbs/90_apps/09_assist_reply.ipynb #a35f8396

@@ -19,6 +19,7 @@ from .assist_opinion import Opinion, counters_html, follows, note
 from .assist_reply import Reply
 from .assist_service import shared_service
 from .login import signed_in
+from .pages import link
 from .passages import passage_html
 from .shell import App
 from .turns import EMPTY
@@ -54,11 +55,17 @@ class AssistantState(App):
         self.service: Callable[[], HandbookService] = (
             (lambda: service) if service else shared_service
         )
+        self.shared = service is None
         self.opinions: dict[str, Opinion] = {}
+
+    def seen_at(self, turn: Exchange) -> str:
+        """The address of a turn on the dashboard; "" where that page reads another store."""
+        place, query = link("feedback", self.dark), f"request={turn.request_id}&window=24h"
+        return f"{place}{'&' if '?' in place else '?'}{query}" if self.shared else ""
 
     def opinion_of(self, turn: Exchange, collector: FeedbackCollector) -> Opinion:
         """What is thought of a turn; one object for each."""
-        made = Opinion(collector, turn, self.user)
+        made = Opinion(collector, turn, self.user, self.seen_at(turn))
         return self.opinions.setdefault(turn.request_id, made)
 
     def open(self, turn: Exchange, number: int) -> None:

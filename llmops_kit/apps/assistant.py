@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import panel as pn
 
-from .ask import EXAMPLES, Bubble, chat_for
+from .ask import Bubble, beside_passage, chat_for, example_chips
 from .assist_exchange import Exchange, exchange_html
 from .assist_opinion import note
 from .assist_reply import Reply
 from .assist_session import AssistantState, answered, conversation_rows, observed
+from .panes import code_pane, csv_button
 from .passages import Clickable
-from .shell import code_pane, csv_button, sentence_for, served
-from .theme import CARD, escape, markup
+from .running import sentence_for, served
+from .theme import escape, markup
 from .turns import EMPTY
 from ..feedback.fields import new_id
 from ..service import HandbookService
@@ -56,9 +57,6 @@ def _chat(app: "Assistant") -> Any:
     return chat_for(partial(_reply, app), app.ask)
 
 # %% ../../nbs/90_apps/10_assistant.ipynb #65a675af
-_TALL = {"height": "max(480px, calc(100vh - 290px))"}
-
-
 def _line(app: "Assistant", line: Callable[[], str]) -> pn.viewable.Viewable:
     """The pane of a line of code that follows the conversation."""
 
@@ -69,22 +67,9 @@ def _line(app: "Assistant", line: Callable[[], str]) -> pn.viewable.Viewable:
 
 
 def _main(app: "Assistant") -> pn.viewable.Viewable:
-    chips = "".join(
-        f'<button class="chip" data-source="{number}">{escape(example)}</button>'
-        for number, example in enumerate(EXAMPLES)
-    )
-
-    def example(number: int) -> None:
-        if 0 <= number < len(EXAMPLES):
-            app.ask(EXAMPLES[number])
-
-    examples = Clickable(example, html=f'<div class="chips">{chips}</div>', margin=(0, 0, 8, 0))
-    talk = pn.Column(examples, app.chat, styles={**_TALL, "flex": "3 1 420px"}, margin=0)
-    opened = Clickable(html=app.param.passage)
-    side = pn.Column(opened, styles={**CARD, **_TALL, "flex": "2 1 320px", "padding": "16px"})
-    side.margin = 0
+    parts = app.chat, app.param.passage, example_chips(app.ask)
+    both = beside_passage(*parts, height="max(480px, calc(100vh - 290px))")
     lines = [_line(app, line) for line in (app.reproduce, app.read_back)]
-    both = pn.FlexBox(talk, side, gap="20px", margin=(0, 0, 16, 0))
     return pn.Column(both, *lines, sizing_mode="stretch_width")
 
 # %% ../../nbs/90_apps/10_assistant.ipynb #a8468dd8

@@ -81,7 +81,7 @@ def mitigated(
         made, notes = _with_panel(made, wrapped, notes)
     return made, notes
 
-
+# %% ../../nbs/90_apps/08_bias_judges.ipynb #4fd8aad7
 def _with_panel(
     made: Runs, wrapped: Sequence[tuple[PairwiseJudge, list[AnswerPair]]], notes: list[str]
 ) -> tuple[Runs, list[str]]:

@@ -20,7 +20,7 @@ from llmops_kit.apps.bias_judges import (
 )
 from .bias_lens import Findings, measure_run, told
 from .bias_state import MINE, MOST, BiasState, Plan
-from .shell import Tell
+from .running import Tell
 from ..evals.judge_runs import Runs, Verdict
 from llmops_kit.evals.pairwise import (
     AnswerPair,

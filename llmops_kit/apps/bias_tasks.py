@@ -26,7 +26,7 @@ from llmops_kit.apps.bias_state import (
     offer,
 )
 from .bias_tally import agreement_of, findings_of, judge_in_pieces
-from .shell import Tell
+from .running import Tell
 from ..core import DataError
 from ..evals.judge_runs import Verdict, split_runs
 from ..evals.pairwise import LLMPairwiseJudge

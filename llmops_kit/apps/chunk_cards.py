@@ -12,18 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import panel as pn
 
-from llmops_kit.apps.cuts import (
-    CARD_CSS,
-    EFFECT_CSS,
-    PAINT_CSS,
-    counts,
-    counts_table,
-    curve_figure,
-    effect_table,
-    sizes_figure,
-    text_card,
-)
-from .shell import card, csv_button, served, side_by_side, soon
+from .cuts import counts, counts_table, sizes_figure
+from .effects import EFFECT_CSS, effect_table
+from .paint import CARD_CSS, PAINT_CSS, curve_figure, text_card
+from .panes import card, csv_button, figure_pane, side_by_side
+from .running import served, soon
 from .theme import escape, markup
 from .workspace import ChunkingState, corpus_of, golds_of, measure
 from ..core import Chunk
@@ -49,11 +42,7 @@ def curve_card(state: ChunkingState, letter: str) -> pn.viewable.Viewable:
             return None
         return curve_figure(state.documents[state.document].text, curves[letter], letter, dark)
 
-    plot = pn.pane.Plotly(
-        pn.bind(draw, state.param.curves, state.param.dark),
-        sizing_mode="stretch_width",
-        config={"displayModeBar": False},
-    )
+    plot = figure_pane(pn.bind(draw, state.param.curves, state.param.dark))
     note = markup(f"<p class='muted small'>{CURVE}</p>")
     shown = pn.bind(lambda curves: letter in curves, state.param.curves)
     return card(plot, note, visible=shown, margin=(12, 0, 0, 0))
@@ -106,11 +95,7 @@ def sizes_row(state: ChunkingState) -> pn.viewable.Viewable:
         golds = golds_of(state)
         return counts_table({name: counts(chunks, golds) for name, chunks in cut.items()})
 
-    plot = pn.pane.Plotly(
-        pn.bind(figure, state.param.cut, state.param.dark),
-        sizing_mode="stretch_width",
-        config={"displayModeBar": False},
-    )
+    plot = figure_pane(pn.bind(figure, state.param.cut, state.param.dark))
     left = card(markup("<h2>Chunk sizes</h2>"), plot)
     rows = markup(pn.bind(table, state.param.cut), margin=(6, 0, 10, 0))
     export = csv_button(lambda: chunk_rows(state), "chunks.csv")

@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['KPIS', 'STATES', 'CARDS_CSS', 'targets_for', 'state_for', 'chip', 'limits', 'change', 'change_words', 'sparkline',
-           'kpi_card']
+           'gap_words', 'kpi_card']
 
 # %% ../../nbs/90_apps/09_dash_cards.ipynb #39b4dfed
 import math
+import re
 from collections.abc import Sequence
 
 from .theme import escape
 from ..core import Where
-from ..feedback.amounts import amount, interval, limit
+from ..feedback.amounts import amount, interval, limit, measured
+from ..feedback.counts import Counts
 from ..feedback.metrics import METRICS, Reading
+from ..feedback.readings import readings
 from ..feedback.targets import Target, Targets, state_of
 
 # %% ../../nbs/90_apps/09_dash_cards.ipynb #d05d2d1f
@@ -98,7 +101,7 @@ def sparkline(values: Sequence[float | None], target: float | None = None) -> st
     if not known:
         return '<div class="spark small"></div>'
     low, high = min(known), max(known)
-    room = (high - low) or abs(high) or 1.0
+    room = high - low if high - low > 1e-9 * abs(high) else abs(high) or 1.0
     low, high = low - 0.12 * room, high + 0.12 * room
     path, dots, run = "", "", list[str]()
     for i, v in enumerate([*values, None]):
@@ -116,6 +119,26 @@ def sparkline(values: Sequence[float | None], target: float | None = None) -> st
     lines = f'{dash}<path d="{path}"/><path class="dot" d="{dots}"/>'
     return f'<svg class="spark" {box}>{lines}</svg>'
 
+# %% ../../nbs/90_apps/09_dash_cards.ipynb #46e18c4a
+_NEEDED = re.compile(r"0 (?P<of>\w+), (?P<n>\d+) are needed")
+
+
+def gap_words(known: Sequence[bool], whole: Reading, step: str = "day") -> str:
+    """Why days have no value, with what the whole window says; "" where all of them have one."""
+    gaps, needed = list(known).count(False), _NEEDED.search(readings(Counts())[whole.name].note)
+    if not gaps or needed is None:
+        return ""
+    least = f"{int(needed['n']):,}"
+    if gaps == len(known):
+        head = f"No {step} of this window has the {least} {needed['of']} that a value needs."
+    else:
+        many = f"{gaps} of {len(known)} {step}s" if gaps > 1 else f"one of {len(known)} {step}s"
+        head = f"No value for {many}: fewer than {least} {needed['of']}."
+    if whole.value is None or whole.low is None or whole.high is None:
+        return f"{head} All together have {whole.n:,}: choose a longer window."
+    told = measured(whole.value, whole.low, whole.high, METRICS[whole.name].unit)
+    return f"{head} The window as a whole has {whole.n:,}: {told}."
+
 # %% ../../nbs/90_apps/09_dash_cards.ipynb #be1eb5a7
 CARDS_CSS = """
 .kpis { display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 12px; }
@@ -123,15 +146,19 @@ CARDS_CSS = """
 .kpi { font: inherit; color: inherit; text-align: left; background: var(--paper); cursor: pointer;
   border: 1px solid var(--line); border-radius: 10px; padding: 12px 14px; display: flex;
   flex-direction: column; gap: 2px; min-width: 0; }
-.kpi:hover, .kpi:focus-visible { border-color: var(--accent); outline: none; }
+.kpi:hover { border-color: var(--accent); }
+.kpi:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 .kpi.on { border-color: var(--accent); box-shadow: 0 0 0 1px var(--accent); }
-.kpi .top { display: flex; justify-content: space-between; align-items: center; gap: 8px; }
+.kpi .top { display: flex; flex-wrap: wrap; justify-content: space-between; align-items: center;
+  gap: 0 8px; }
 .kpi .name { font-weight: 500; white-space: nowrap; }
-.kpi .value { display: flex; align-items: baseline; gap: 10px; min-height: 36px; }
+.kpi .value { display: flex; flex-wrap: wrap; align-items: baseline; gap: 0 10px;
+  min-height: 36px; }
 .kpi .value b { font: 500 26px/36px Roboto, sans-serif; white-space: nowrap; }
 .kpi .value b.none { color: var(--muted); }
 .kpi .value span { color: var(--muted); font-size: 12.5px; white-space: nowrap; }
-.kpi .small { color: var(--muted); white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
+.kpi .small { color: var(--muted); }
+.kpi > .small:last-child { margin-top: auto; }
 .chip { display: inline-flex; align-items: center; gap: 6px; font: 500 12px/18px Roboto, sans-serif;
   white-space: nowrap; }
 .chip i { width: 17px; height: 17px; border-radius: 50%; color: #fff; text-align: center;
@@ -141,6 +168,7 @@ CARDS_CSS = """
   stroke-linejoin: round; vector-effect: non-scaling-stroke; }
 .spark path.dot { stroke-width: 5; }
 .spark path.goal { stroke: var(--muted); stroke-width: 1; stroke-dasharray: 4 4; }
+@media (max-width: 360px) { .kpis { grid-template-columns: minmax(0, 1fr); } }
 """
 
 # %% ../../nbs/90_apps/09_dash_cards.ipynb #a838f927

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOOKED_AT', 'WINDOWS', 'EVERY', 'TABS', 'FILTERS', 'LINKED', 'Choices', 'look_for_choices', 'DashFilters', 'query_of',
-           'read_query']
+           'read_query', 'return_to', 'AddressBar']
 
 # %% ../../nbs/90_apps/09_dash_filters.ipynb #569abd8e
 from dataclasses import dataclass, field
@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
+import panel as pn
 import param
 from sqlalchemy import select
 
@@ -119,11 +120,21 @@ LINKED = (*FILTERS, "tab", "request")
 
 
 def query_of(state: DashFilters, query: str = "") -> str:
-    """The address' query for what is shown, with the words of `query` that are not ours."""
+    """The address' query for what is shown, with the words of `query` that are not ours; `query`
+    itself where it says that already.
+    """
+    if _linked(state, query) == {name: getattr(state, name) for name in LINKED}:
+        return query
     kept = [(name, value) for name, value in parse_qsl(query.lstrip("?")) if name not in LINKED]
     start = {name: state.param[name].default for name in LINKED}
     mine = [(n, getattr(state, n)) for n in LINKED if getattr(state, n) != start[n]]
     return f"?{urlencode(kept + mine)}" if kept or mine else ""
+
+
+def _linked(state: DashFilters, query: str) -> dict[str, str]:
+    """What an address says of all that is linked, its start where it does not name it."""
+    start = {name: state.param[name].default for name in LINKED}
+    return start | {name: value for name, value in parse_qsl(query.lstrip("?")) if name in LINKED}
 
 
 def read_query(state: DashFilters, query: str) -> None:
@@ -136,3 +147,32 @@ def read_query(state: DashFilters, query: str) -> None:
     if tab not in TABS:
         step = f"Use one of {', '.join(TABS)}."
         raise DataError(f"there is no tab {tab[:40]!r}.", "address", step)
+
+# %% ../../nbs/90_apps/09_dash_filters.ipynb #3f48ff27
+def return_to(state: DashFilters, query: str) -> None:
+    """Show what an address names, and the start of all that it does not; as `read_query`."""
+    with param.parameterized.batch_call_watchers(state):
+        given = dict(parse_qsl(query.lstrip("?")))
+        state.param.update(**{n: state.param[n].default for n in LINKED if n not in given})
+        read_query(state, query)
+
+
+class AddressBar(pn.custom.JSComponent):
+    """The query of the browser's address as `search`, which also follows back and forward.
+
+    Panel's own location writes each change into the history, and does not hear when one goes back.
+    """
+
+    search = param.String("")
+    _esm = """
+    export function render({ model }) {
+      const back = () => { model.search = location.search }
+      window.addEventListener("popstate", back)
+      model.on("remove", () => window.removeEventListener("popstate", back))
+      model.on("search", () => {
+        if (model.search !== location.search)
+          history.pushState({}, "", location.pathname + model.search + location.hash)
+      })
+      return document.createElement("div")
+    }
+    """

@@ -66,5 +66,5 @@ def measured(
         slices = {label: readings(labels[label], min_n) for label in order}
     table = steps_table(days, span, step, min_n)
     parts = readings(whole, min_n), table, slices, whole.measures[0], whole.measures[2]
-    why = reads_rows(store, span, {*others, by})
+    why = reads_rows(store, span, others, [by])
     return Measured(span, step, by, *parts, note=f"{why} Rows were read for it." if why else "")

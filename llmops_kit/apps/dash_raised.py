@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
+from .dash_columns import columns_html
 from .theme import escape
 from ..feedback.alert_log import Alert, Episode
 from ..feedback.backtest import BackTest, Incident, Score
@@ -52,7 +53,7 @@ def episodes_html(
 ) -> str:
     """Markup of episodes in their order; the button that acknowledges row i has the number i."""
     if not episodes:
-        return '<p class="muted">No alert was raised.</p>'
+        return f'<p class="muted">{_NONE if buttons else "No alert was raised."}</p>'
     rows = []
     for number, one in enumerate(episodes[:MOST]):
         alert = one.alert
@@ -67,15 +68,19 @@ def episodes_html(
         cells += [f"{escape(alert.message, 400)}{incident}"]
         cells += [f"{state}<br><span class='muted small'>{told}</span>"]
         cells += [button if free else ""] if buttons else []
-        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    columns = {"began": 13, "what": 47, "state": 24, "": 16}
+        rows.append(("", cells))
+    columns = {"began": 13, "what": 47, "state": 24, "to do": 16}
     columns = columns if buttons else {"began": 24, "what": 46, "state": 30}
-    widths = "".join(f'<col style="width:{width}%">' for width in columns.values())
-    head = "".join(f"<th>{name}</th>" for name in columns)
     left = len(episodes) - MOST
     more = f'<p class="small muted">and {left:,} older ones, in the CSV.</p>' if left > 0 else ""
-    table = f"<table><colgroup>{widths}</colgroup><tr>{head}</tr>{''.join(rows)}</table>"
-    return f'<div class="list">{table}</div>{more}'
+    return columns_html(columns, rows) + more
+
+
+_NONE = (
+    "No alert was raised. The rules are looked at when somebody asks: a job that calls "
+    "<code>llmops-kit alerts --db …</code> every few minutes, or the button above. What they would "
+    "have raised in past weeks is in the back-test below."
+)
 
 
 def touches(alert: Alert, incident: Incident) -> bool:
@@ -141,11 +146,8 @@ def incidents_html(scored: Score) -> str:
         name = f"{escape(row['incident'], 80)}<br><span class='muted small'>{metric}</span>"
         by = escape(row["by"].replace("_", " "), 80)
         cells = [name, mark, late, f"<span class='small'>{by}</span>"]
-        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    widths = "".join(f'<col style="width:{width}%">' for width in (36, 17, 14, 33))
-    head = "".join(f"<th>{name}</th>" for name in ("incident", "", "after", "by the rule"))
-    table = f"<table><colgroup>{widths}</colgroup><tr>{head}</tr>{''.join(rows)}</table>"
-    return f'<div class="list">{table}</div>'
+        rows.append(("", cells))
+    return columns_html({"incident": 36, "result": 17, "after": 14, "by the rule": 33}, rows)
 
 
 def backtest_table(test: BackTest | None, scored: Score | None) -> "pd.DataFrame":
@@ -158,6 +160,6 @@ def backtest_table(test: BackTest | None, scored: Score | None) -> "pd.DataFrame
 ALERT_CSS = """
 .list .take { border: 1px solid var(--line); border-radius: 8px; padding: 4px 10px;
   color: var(--accent); font-weight: 500; }
-.list .take:hover, .list .take:focus-visible { border-color: var(--accent); outline: none; }
+.list .take:hover { border-color: var(--accent); }
 .facts b { font-weight: 500; font-size: 15px; }
 """

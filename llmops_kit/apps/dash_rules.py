@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from .dash_cards import chip, limits
+from .dash_columns import columns_html
 from .theme import escape
 from ..core import Where, data_path
 from ..feedback.alerts import verdicts
 from ..feedback.amounts import amount, interval
 from ..feedback.feedback_store import FeedbackStore
 from ..feedback.metrics import METRICS, Reading, calculate_metrics
-from ..feedback.rules import ChangeRule, Rule, Target, state_of
+from ..feedback.rules import ChangeRule, NoDataRule, Rule, Target, state_of
 from ..feedback.targets import Targets, read_targets
 from ..feedback.windows import as_window
 
@@ -50,25 +51,40 @@ def narrowed(rule: Rule, where: Where | None) -> dict[str, Any] | None:
     return {**given, **rule.where}
 
 # %% ../../nbs/90_apps/09_dash_rules.ipynb #3de5def0
-def _targets_now(
-    store: FeedbackStore, targets: list[Target], now: datetime, where: Where | None
-) -> list[Standing]:
+def _reader(store: FeedbackStore, now: datetime) -> Callable[[Any, dict[str, Any]], Reading]:
+    """Reads the metric of a rule; rules that share a window and a filter share a query."""
     known: dict[str, dict[str, Reading]] = {}
-    found = []
-    for target in targets:
-        both = narrowed(target, where)
-        if both is None:
-            found.append(Standing(target, "not enough data", None, ELSEWHERE))
-            continue
-        key = f"{target.window} {target.min_n} {sorted(both.items())}"
+
+    def read(rule: Target | ChangeRule, where: dict[str, Any]) -> Reading:
+        key = f"{rule.window} {rule.min_n} {sorted(where.items())}"
         if key not in known:
-            window = as_window(target.window, now=now)
-            known[key] = calculate_metrics(store, window, both, target.min_n)
-        reading = known[key][target.metric]
-        found.append(Standing(target, state_of(target, reading), reading))
-    return found
+            window = as_window(rule.window, now=now)
+            known[key] = calculate_metrics(store, window, where, rule.min_n)
+        return known[key][rule.metric]
+
+    return read
 
 # %% ../../nbs/90_apps/09_dash_rules.ipynb #d6bbeb63
+def _missing(rule: ChangeRule | NoDataRule, seen: Reading | None) -> str:
+    """Where a rule that compares with weeks before lacks data."""
+    if isinstance(rule, NoDataRule):
+        often = f"{rule.min_n:,} requests at this time in two of the {rule.weeks} weeks before"
+        return f"not enough data on what is usual: {often} are needed"
+    if seen is None or seen.value is None:
+        return seen.note if seen else ""
+    return f"not enough data in the {rule.weeks} weeks before"
+
+
+def _compared(store: FeedbackStore, rule: Any, now: datetime, seen: Reading | None) -> Standing:
+    """How a rule of change or of traffic stands, whose filter is that of the page, too."""
+    alone = Targets(changes=[rule]) if isinstance(rule, ChangeRule) else Targets(no_data=[rule])
+    verdict = verdicts(store, alone, now)[0]
+    said = verdict.alert.message if verdict.alert else ""
+    if verdict.state == "not enough data":
+        said = _missing(rule, seen)
+    return Standing(rule, verdict.state, seen, said)
+
+# %% ../../nbs/90_apps/09_dash_rules.ipynb #219d27c3
 def standings(
     store: FeedbackStore,
     targets: Targets,
@@ -77,20 +93,19 @@ def standings(
     tell: Callable[[float], None] = lambda share: None,
 ) -> list[Standing]:
     """How each rule stands at `now` over its own window, in the order of the file."""
-    found = _targets_now(store, targets.targets, now, where)
-    tell(0.5)
-    others: list[Rule] = [*targets.changes, *targets.no_data]
-    for rule in others:
+    read, found = _reader(store, now), list[Standing]()
+    for done, rule in enumerate(targets.rules):
+        tell(done / len(targets.rules))
         both = narrowed(rule, where)
         if both is None:
             found.append(Standing(rule, "not enough data", None, ELSEWHERE))
             continue
-        one: Any = replace(rule, where=both)
-        alone = Targets(changes=[one]) if isinstance(rule, ChangeRule) else Targets(no_data=[one])
-        verdict = verdicts(store, alone, now)[0]
-        said = verdict.alert.message if verdict.alert else ""
-        found.append(Standing(rule, verdict.state, None, said))
-    tell(1.0)
+        seen = None if isinstance(rule, NoDataRule) else read(rule, both)
+        if isinstance(rule, Target) and seen is not None:
+            found.append(Standing(rule, state_of(rule, seen), seen))
+        else:
+            one = _compared(store, replace(rule, where=both), now, seen)
+            found.append(replace(one, rule=rule))
     return found
 
 # %% ../../nbs/90_apps/09_dash_rules.ipynb #c460db05
@@ -104,11 +119,13 @@ def reading_html(one: Standing) -> str:
     """Markup of a value with its interval and n, or of what there is to say."""
     seen = one.reading
     if seen is None or seen.value is None or seen.low is None or seen.high is None:
-        told = one.note or (seen.note if seen else "") or ("" if one.state == "ok" else one.state)
+        told = one.note or (seen.note if seen else "")
+        told = told or ("as usual" if one.state == "ok" else one.state)
         return f'<span class="muted">{escape(told, 300)}</span>'
     unit = METRICS[seen.name].unit
     ends = f"{interval(seen.low, seen.high, unit)}, n = {seen.n:,}"
-    return f'<b>{amount(seen.value, unit)}</b> <span class="muted small">{ends}</span>'
+    more = f'<br><span class="muted">{escape(one.note, 300)}</span>' if one.note else ""
+    return f'<b>{amount(seen.value, unit)}</b> <span class="muted small">{ends}</span>{more}'
 
 
 def rule_words(rule: Rule) -> tuple[str, str]:
@@ -138,11 +155,8 @@ def standings_html(found: list[Standing] | None) -> str:
             state = state.replace("on target", "quiet")
         cells = [f"<b>{escape(title)}</b> <span class='muted small'>{escape(about, 80)}</span>"]
         cells += [reading_html(one), f'<span class="small">{escape(asks)}</span>', state]
-        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    widths = "".join(f'<col style="width:{width}%">' for width in (28, 29, 26, 17))
-    head = "".join(f"<th>{name}</th>" for name in ("rule", "now, 95 % interval", "asks for", ""))
-    table = f"<table><colgroup>{widths}</colgroup><tr>{head}</tr>{''.join(rows)}</table>"
-    return f'<div class="list">{table}</div>'
+        rows.append(("", cells))
+    return columns_html({"rule": 28, "now, 95 % interval": 29, "asks for": 26, "state": 17}, rows)
 
 # %% ../../nbs/90_apps/09_dash_rules.ipynb #ca91881a
 def standings_table(found: list[Standing]) -> "pd.DataFrame":

@@ -9,6 +9,7 @@ __all__ = ['MOST_FEEDBACK', 'BAD', 'Opened', 'open_request', 'sign_words', 'mood
 from dataclasses import dataclass, field
 from typing import Any
 
+from .dash_columns import columns_html
 from .theme import escape
 from ..feedback.feedback_store import FeedbackStore
 from ..feedback.interactions import Feedback, Interaction
@@ -88,11 +89,10 @@ def feedback_html(opened: Opened) -> str:
             who = one.judge or one.user or "–"
             cells = [f"{one.time:%Y-%m-%d %H:%M:%S}", sign_html(one.kind, one.value, one.source)]
             cells += [escape(who, 16), f'<span dir="auto">{words}</span>', state]
-            kind = "" if state == "counts" else ' class="gone"'
-            rows.append(f"<tr{kind}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    heads = "".join(f"<th>{h}</th>" for h in ("time (UTC)", "what", "who", "in words", ""))
+            rows.append(("" if state == "counts" else 'class="gone"', cells))
+    columns = {"time (UTC)": 16, "what": 16, "who": 14, "in words": 41, "state": 13}
     more = f'<p class="small muted">and {opened.more:,} more.</p>' if opened.more else ""
-    return f"<h3>Feedback</h3><table class='said'><tr>{heads}</tr>{''.join(rows)}</table>{more}"
+    return f"<h3>Feedback</h3>{columns_html(columns, rows)}{more}"
 
 # %% ../../nbs/90_apps/09_dash_said.ipynb #2a4002b0
 def change_html(before: str, after: str, limit: int = 6_000) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from .dash_charts import quiet
+from .dash_charts import compact
 from .theme import DARK, LIGHT, tint
 from ..feedback.amounts import amount, interval
 from ..feedback.counts import Histogram, edges
@@ -91,8 +91,13 @@ def spread_figure(values: Histogram, unit: str, dark: bool = False) -> "go.Figur
                 textposition="middle right" if place else "middle left", cliponaxis=False,
                 line={"color": mode["text"], "width": 1.3, "dash": dash},
             )  # fmt: skip
-    quiet(figure, 230, dark).update_layout(margin_r=76)
+    compact(figure, 230, dark).update_layout(margin_r=76)
     ticks = log_ticks(10 ** ends[0], 10 ** ends[1])
     words = [_tick(v, unit) for v in ticks]
-    figure.update_xaxes(type="log", range=ends, tickvals=ticks, ticktext=words)
-    return figure.update_yaxes(range=[0, 1.08 * top], nticks=4)
+    title = {"text": f"{_WHAT[unit]} of a request, logarithmic", "font": {"size": 11}}
+    figure.update_xaxes(type="log", range=ends, tickvals=ticks, ticktext=words, title=title)
+    title = {"text": "requests", "font": {"size": 11}}
+    return figure.update_yaxes(range=[0, 1.08 * top], nticks=4, title=title)
+
+
+_WHAT = {"ms": "latency", "usd": "cost"}

@@ -27,9 +27,10 @@ from llmops_kit.apps.dash_filters import (
     look_for_choices,
     query_of,
     read_query,
+    return_to,
 )
 from .dash_rules_file import rules_file
-from .shell import Tell, served
+from .running import Tell, served
 from .theme import escape
 from ..core import DataError
 from ..feedback.backtest import Incident
@@ -175,7 +176,10 @@ class DashState(DashShown):
 
 # %% ../../nbs/90_apps/09_dash_state.ipynb #5a854e16
 def follow_address(state: DashFields, location: Any = None) -> None:
-    """Show what an address names, and keep it as what is shown; without one the session's."""
+    """Show what an address names, also when the reader goes back, and keep it as what is shown.
+
+    `location` is the session's where there is no other.
+    """
     location = location or pn.state.location
     if location is None:
         return
@@ -185,7 +189,12 @@ def follow_address(state: DashFields, location: Any = None) -> None:
     def write(*_: Any) -> None:
         location.search = query_of(state, location.search)
 
+    def back(event: Any) -> None:
+        with state.attempt("read the address"):
+            return_to(state, event.new)
+
     state.param.watch(write, list(LINKED))
+    location.param.watch(back, "search")
 
 # %% ../../nbs/90_apps/09_dash_state.ipynb #5a326024
 DASH_CSS = """

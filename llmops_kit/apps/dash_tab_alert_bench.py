@@ -16,6 +16,7 @@ import panel as pn
 import param
 
 from .dash_cards import CARDS_CSS
+from .dash_columns import COLUMNS_CSS
 from llmops_kit.apps.dash_raised import (
     ALERT_CSS,
     backtest_table,
@@ -27,7 +28,8 @@ from .dash_rules_file import rules_file, save_rules
 from .dash_state import DashState
 from .dash_stored import STORED_CSS
 from .login import signed_in
-from .shell import Tell, card, csv_button
+from .panes import card, csv_button
+from .running import Tell
 from .theme import STATUS_CSS, escape, markup
 from ..core import DataError
 from ..feedback.backtest import BackTest, Score, backtest, score
@@ -101,7 +103,7 @@ def put_back(state: DashState, fields: BenchFields) -> None:
     apply_text(state, fields)
 
 # %% ../../nbs/90_apps/09_dash_tab_alert_bench.ipynb #312ab8ad
-_CSS = STORED_CSS + CARDS_CSS + ALERT_CSS
+_CSS = STORED_CSS + CARDS_CSS + ALERT_CSS + COLUMNS_CSS
 _KEY: dict[str, Any] = {"variant": "outlined", "size": "small", "margin": (6, 8, 4, 0)}
 
 

@@ -12,15 +12,16 @@ import panel as pn
 import param
 
 from .dash_cards import CARDS_CSS
+from .dash_columns import COLUMNS_CSS
 from .dash_raised import ALERT_CSS, episode_table, episodes_html
 from .dash_rules import Standing, standings, standings_html, standings_table
 from .dash_state import DashState, synthetic_badge
 from .dash_stored import STORED_CSS, follow
 from .dash_tab_alert_bench import BenchFields, backtest_card, rules_card
 from .login import signed_in
+from .panes import beside, card, csv_button
 from .passages import Clickable
-from .rerank_views import beside
-from .shell import Tell, card, csv_button
+from .running import Tell
 from .theme import CSS, escape, markup
 from ..feedback.alert_log import AlertLog, Episode
 from ..feedback.alerts import check_alerts
@@ -76,7 +77,7 @@ def acknowledge(state: DashState, fields: AlertFields, number: int) -> None:
     state.work("acknowledge the alert", lambda tell: AlertLog(store).acknowledge(name, by), done)
 
 # %% ../../nbs/90_apps/09_dash_tab_alerts.ipynb #b795b78e
-_CSS = STORED_CSS + CARDS_CSS + ALERT_CSS
+_CSS = STORED_CSS + CARDS_CSS + ALERT_CSS + COLUMNS_CSS
 _KEY: dict[str, Any] = {"variant": "outlined", "size": "small", "margin": (6, 8, 4, 0)}
 
 
@@ -117,7 +118,7 @@ def history_card(state: DashState, fields: AlertFields) -> pn.viewable.Viewable:
     check.on_click(lambda _: read_history(state, fields, check=True))
     export = csv_button(lambda: episode_table(fields.episodes or []), "alerts.csv")
     head = markup("<h2>Alerts of this window</h2>", margin=(0, 0, 6, 0))
-    return card(head, pn.Row(name, check, margin=0), rows, export, margin=(0, 0, 12, 0))
+    return card(head, pn.FlexBox(name, check, margin=0), rows, export, margin=(0, 0, 12, 0))
 
 # %% ../../nbs/90_apps/09_dash_tab_alerts.ipynb #7b28d871
 def alerts_tab(state: DashState) -> pn.viewable.Viewable:

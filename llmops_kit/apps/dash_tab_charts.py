@@ -15,15 +15,15 @@ import pandas as pd
 import panel as pn
 import param
 
-from .dash_cards import CARDS_CSS, KPIS, kpi_card, targets_for
+from .dash_cards import CARDS_CSS, KPIS, STATES, gap_words, kpi_card, targets_for
 from .dash_charts import EVENTS_CSS, events_html, series_figure
 from .dash_measure import Measured, measured
 from .dash_slices import BY, SLICES_CSS, readings_table, slices_html
 from .dash_spread import spread_figure, zeros_of
 from .dash_state import DashState
+from .panes import beside, card, csv_button, figure_pane
 from .passages import Clickable
-from .rerank_views import beside
-from .shell import Tell, card, csv_button
+from .running import Tell
 from .theme import CSS, escape, markup
 from ..core import StoreError
 from ..feedback.alerts import AlertLog
@@ -76,7 +76,9 @@ def cards_html(fields: OverviewFields, state: DashState) -> str:
         now, before = fields.found.readings[name], fields.before.get(name)
         chosen = name == fields.metric
         drawn.append(kpi_card(now, before, list(days), goals.get(name), number, chosen))
-    return f'<div class="kpis">{"".join(drawn)}</div>'
+    note = "The value of the window, its 95 % interval and n. Line: by {}. Dashes: the target."
+    told = f'<p class="small muted" style="margin-top:6px">{note.format(fields.found.step)}</p>'
+    return f'<div class="kpis">{"".join(drawn)}</div>{told}'
 
 
 def cards_part(state: DashState, fields: OverviewFields) -> pn.viewable.Viewable:
@@ -98,24 +100,23 @@ def cards_part(state: DashState, fields: OverviewFields) -> pn.viewable.Viewable
 
 # %% ../../nbs/90_apps/09_dash_tab_charts.ipynb #b934809d
 def _figure(height: int) -> Any:
-    config = {"displayModeBar": False, "typesetMath": False}
-    look: dict[str, Any] = {"sizing_mode": "stretch_width", "height": height, "config": config}
-    return pn.pane.Plotly(visible=False, **look)
+    return figure_pane(visible=False, height=height)
 
 
 def _show(pane: Any, words: Any, figure: Any, missing: str) -> None:
-    """The figure, or the sentence where there is none."""
+    """The figure if there is one, and what is missing."""
     if figure is not None:
         pane.object = figure
     pane.visible = figure is not None
-    words.param.update(object=f'<p class="muted">{escape(missing)}</p>', visible=figure is None)
+    words.param.update(object=f'<p class="muted">{escape(missing)}</p>', visible=bool(missing))
 
 
-def heading_row(title: str, note: str, *widgets: Any) -> pn.Row:
-    """The heading of a card with its widgets on the right."""
+def heading_row(title: str, note: str, *widgets: Any) -> pn.FlexBox:
+    """The heading of a card with its widgets on the right, or below where there is no room."""
     words = markup(f'<h2>{title}</h2><p class="muted small">{note}</p>', margin=0)
-    styles = {"align-items": "center", "gap": "12px"}
-    return pn.Row(words, *widgets, sizing_mode="stretch_width", styles=styles, margin=(0, 0, 6, 0))
+    words.styles = {"flex": "1 1 260px", "min-width": "0"}
+    look = {"align_items": "center", "gap": "12px", "sizing_mode": "stretch_width"}
+    return pn.FlexBox(words, *widgets, margin=(0, 0, 6, 0), **look)
 
 # %% ../../nbs/90_apps/09_dash_tab_charts.ipynb #25849baf
 def series_part(state: DashState, fields: OverviewFields) -> pn.viewable.Viewable:
@@ -136,20 +137,27 @@ def series_part(state: DashState, fields: OverviewFields) -> pn.viewable.Viewabl
         goal = targets_for(state.targets, state.where()).get(name)
         events = state.incidents, fields.alerts
         figure = series_figure(found.days, name, found.span, goal, *events, found.step, state.dark)
-        missing = f"Not enough data: no {found.step} of this window has enough of it."
-        _show(plot, words, figure, missing)
+        known = found.days[name].notna() if name in found.days else []
+        missing = gap_words(list(known), found.readings[name], found.step)
+        none = "" if figure else f"Not enough data: no {found.step} of this window has a value."
+        _show(plot, words, figure, missing or none)
         legend.object = events_html(*events, found.span, name)
 
     fields.param.watch(draw, ["found", "metric", "alerts"])
     state.param.watch(draw, ["targets", "dark", "incidents"])
     draw()
     export = csv_button(lambda: fields.found.days if fields.found else pd.DataFrame(), "days.csv")
-    note = "Line: the value. Band: its 95 % interval. Bars: requests."
+    note = "Line: the value. Band: its 95 % interval. Bars: requests. Strips: incidents. ▲: alerts."
     return card(heading_row("Over time", note, chosen, export), words, plot, legend,
                 margin=(0, 0, 12, 0))  # fmt: skip
 
 # %% ../../nbs/90_apps/09_dash_tab_charts.ipynb #8f997f79
 _FILTER = dict(zip(BY.values(), ("model", "prompt", "topic"), strict=True))
+_NARROW = """
+.slices td.label button:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
+@media (max-width: 1000px) { .slices .range { width: 110px; }
+  .slices td.label { position: sticky; left: 0; background: var(--paper); max-width: 120px; } }
+"""
 
 
 def slices_part(state: DashState, fields: OverviewFields) -> pn.viewable.Viewable:
@@ -163,7 +171,7 @@ def slices_part(state: DashState, fields: OverviewFields) -> pn.viewable.Viewabl
             name, label = _FILTER[fields.found.by], labels[number]
             setattr(state, name, "" if getattr(state, name) == label else label)
 
-    shown = Clickable(pick, stylesheets=[CSS, SLICES_CSS])
+    shown = Clickable(pick, stylesheets=[CSS, SLICES_CSS, _NARROW])
     by = pmui.RadioButtonGroup(options=BY, value=fields.by, size="small", margin=0)
     by.param.watch(lambda event: setattr(fields, "by", event.new), "value")
 
@@ -184,7 +192,8 @@ def slices_part(state: DashState, fields: OverviewFields) -> pn.viewable.Viewabl
     fields.param.watch(draw, ["found", "metric"])
     state.param.watch(draw, "targets")
     draw()
-    note = "Press a row to see it alone, again to see all. Small: the 95 % interval."
+    marks = ", ".join(f"{STATES[one][0]} {STATES[one][1]}" for one in ("watch", "alert"))
+    note = f"Press a row to see it alone, again to see all. Small: the 95 % interval. {marks}."
     head = heading_row("Slices", note, by, csv_button(rows, "slices.csv"))
     return card(head, shown, margin=(0, 0, 12, 0))
 
@@ -205,7 +214,9 @@ def spreads_part(state: DashState, fields: OverviewFields) -> pn.viewable.Viewab
                 return
             values = getattr(fields.found, name)
             figure = spread_figure(values, unit, state.dark) if values.n >= ENOUGH else None
-            _show(to[0], to[1], figure, f"Not enough data: {values.n} known, {ENOUGH} are needed.")
+            missing = f"Not enough data: {values.n} known, {ENOUGH} are needed."
+            missing = missing if values.n < ENOUGH else f"All {values.n:,} are zero."
+            _show(to[0], to[1], figure, "" if figure else missing)
             zeros = zeros_of(values)
             said = f"{zeros:,} at zero are not drawn; the percentiles count them." if zeros else ""
             to[2].object = f'<p class="small muted">{said}</p>' if figure is not None else ""

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
+from .dash_columns import columns_html
 from .dash_said import change_html
 from .dash_state import synthetic_badge
-from .shell import Tell
+from .running import Tell
 from .theme import escape
 from ..core import Where
 from llmops_kit.feedback.corrections import (
@@ -78,7 +79,9 @@ def summary_html(sorted_: Sorted | None, synthetic: bool = False) -> str:
         return '<p class="muted">Reading the corrections …</p>'
     found = sorted_.found
     if not found.rows and not found.left_out:
-        return '<p class="muted">Nobody corrected an answer in this window.</p>'
+        step = "A correction comes with record_feedback(request_id, &quot;correction&quot;, text=…)"
+        step += " or from the assistant. Choose a longer window or other filters."
+        return f'<p class="muted">Nobody corrected an answer in this window. {step}</p>'
     training, cases = len(found.training_rows()), len(found.eval_cases())
     left = ", ".join(f"{count:,} {escape(name)}" for name, count in found.reasons.items())
     told = f"<b>{training:,}</b> training rows, <b>{cases:,}</b> eval cases"
@@ -106,14 +109,11 @@ def corrections_html(rows: Sequence[Correction], first: int = 0) -> str:
             f'<span class="tag">{kind}</span>{votes}',
         ]
         cells.append(f"{one.time:%Y-%m-%d}")
-        body = "".join(f"<td>{cell}</td>" for cell in cells)
-        drawn.append(f'<tr data-source="{number}" data-top>{body}</tr>')
-    widths = "".join(f'<col style="width:{width}%">' for width in (28, 50, 11, 11))
-    head = "".join(f"<th>{h}</th>" for h in ("question", "before → corrected", "for", "day"))
+        drawn.append((f'data-source="{number}" data-top', cells))
+    columns = {"question": 28, "before → corrected": 50, "for": 11, "day": 11}
     last = min(first + PAGE, len(rows))
     count = f'<p class="small muted">{first + 1:,}–{last:,} of {len(rows):,}</p>'
-    table = f"<table><colgroup>{widths}</colgroup><tr>{head}</tr>{''.join(drawn)}</table>"
-    return f'{count}<div class="list">{table}</div>'
+    return count + columns_html(columns, drawn)
 
 # %% ../../nbs/90_apps/09_dash_tab_correction_lists.ipynb #54d5ed9d
 def left_out_html(sorted_: Sorted) -> str:
@@ -129,11 +129,8 @@ def left_out_html(sorted_: Sorted) -> str:
         cells += [f'<button class="two" dir="auto">{words}</button>']
         cells += [f'<span class="two muted" dir="auto">{other}</span>']
         cells += [f'<span class="small">{escape(REASONS.get(one.reason, ""), 120)}</span>']
-        body = "".join(f"<td>{cell}</td>" for cell in cells)
-        rows.append(f'<tr data-source="{number}" data-top>{body}</tr>')
-    widths = "".join(f'<col style="width:{width}%">' for width in (15, 30, 30, 25))
-    head = "".join(f"<th>{h}</th>" for h in ("reason", "correction", "the other one", "why"))
+        rows.append((f'data-source="{number}" data-top', cells))
+    columns = {"reason": 15, "correction": 30, "the other one": 30, "why": 25}
     more = len(left) - LISTED
     note = f'<p class="small muted">and {more:,} more, in the CSV.</p>' if more > 0 else ""
-    table = f"<table><colgroup>{widths}</colgroup><tr>{head}</tr>{''.join(rows)}</table>"
-    return f'<div class="list low">{table}</div>{note}'
+    return columns_html(columns, rows, "low") + note

@@ -14,6 +14,7 @@ import orjson
 import panel as pn
 import param
 
+from .dash_columns import COLUMNS_CSS
 from .dash_state import DashState
 from .dash_stored import STORED_CSS, follow
 from llmops_kit.apps.dash_tab_correction_lists import (
@@ -24,8 +25,8 @@ from llmops_kit.apps.dash_tab_correction_lists import (
     sort_corrections,
     summary_html,
 )
+from .panes import card, csv_button
 from .passages import Clickable
-from .shell import card, csv_button
 from .theme import CSS, markup
 from ..feedback.corrections import Correction, LeftOut
 
@@ -90,7 +91,9 @@ def downloads(fields: CorrectionFields) -> pn.viewable.Viewable:
         ),
         pmui.FileDownload(callback=cases, filename="cases.jsonl", label="Eval cases", **look),
     ]
-    return pn.Row(*files, csv_button(lambda: correction_table(fields.sorted), "corrections.csv"))
+    return pn.FlexBox(
+        *files, csv_button(lambda: correction_table(fields.sorted), "corrections.csv")
+    )
 
 
 def pages_of(fields: CorrectionFields) -> pn.viewable.Viewable:
@@ -118,7 +121,7 @@ def pages_of(fields: CorrectionFields) -> pn.viewable.Viewable:
 def corrections_tab(state: DashState) -> pn.viewable.Viewable:
     """The corrections of the window and the filters, what is left out, and the exports."""
     fields = CorrectionFields()
-    used, left = (Clickable(stylesheets=[CSS, STORED_CSS]) for _ in range(2))
+    used, left = (Clickable(stylesheets=[CSS, STORED_CSS, COLUMNS_CSS]) for _ in range(2))
     head = markup("", css=STORED_CSS)
 
     def draw(*_: Any) -> None:

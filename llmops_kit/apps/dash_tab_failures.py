@@ -17,11 +17,13 @@ import numpy as np
 import panel as pn
 import param
 
+from .dash_columns import COLUMNS_CSS
 from .dash_groups import GROUP_CSS, group_table, report_html, shown_requests
 from .dash_state import DashState, synthetic_badge
 from .dash_stored import STORED_CSS, follow
+from .panes import card, csv_button
 from .passages import Clickable
-from .shell import Tell, card, csv_button
+from .running import Tell
 from .theme import CSS, markup
 from ..core import Where
 from ..embed import Embedder, default_embedder
@@ -139,7 +141,10 @@ def failures_tab(state: DashState) -> pn.viewable.Viewable:
     """The groups of failures of the window and the filters, the costliest first."""
     import panel_material_ui as pmui
 
-    fields, shown = FailureFields(), Clickable(stylesheets=[CSS, STORED_CSS, GROUP_CSS])
+    fields, shown = (
+        FailureFields(),
+        Clickable(stylesheets=[CSS, STORED_CSS, GROUP_CSS, COLUMNS_CSS]),
+    )
     head = markup("", css=STORED_CSS)
 
     def draw(*_: Any) -> None:

@@ -14,6 +14,7 @@ import orjson
 import panel as pn
 import param
 
+from .dash_columns import COLUMNS_CSS, columns_html
 from .dash_said import Opened, open_request, sign_html
 from .dash_state import DashState, synthetic_badge
 from .dash_stored import STORED_CSS, duration, follow, interaction_html
@@ -26,8 +27,9 @@ from llmops_kit.apps.dash_stored_rows import (
     find_lines,
     line_table,
 )
+from .panes import card, csv_button
 from .passages import Clickable
-from .shell import Tell, card, csv_button
+from .running import Tell
 from .theme import CSS, escape, markup
 
 if TYPE_CHECKING:
@@ -111,19 +113,16 @@ def lines_html(found: Found | None, first: int = 0, picked: str = "") -> str:
     if found is None:
         return '<p class="muted">Reading …</p>'
     if not found.lines:
-        return '<p class="muted">No request is left by the window and the filters.</p>'
+        step = "Choose a longer window, clear the filters, or show all requests."
+        return f'<p class="muted">No request is left by the window and the filters. {step}</p>'
     rows = []
     for number, one in enumerate(found.lines):
         on = ' class="on"' if one.request_id == picked else ""
-        body = "".join(f"<td>{cell}</td>" for cell in line_cells(one))
         name = escape(one.request_id, 200)
-        rows.append(f'<tr data-source="{number}" data-top title="{name}"{on}>{body}</tr>')
-    columns = "".join(f'<col style="width:{width}%">' for width in _HEADS.values())
-    head = "".join(f"<th>{name}</th>" for name in _HEADS)
+        rows.append((f'data-source="{number}" data-top title="{name}"{on}', line_cells(one)))
     last = first + len(found.lines)
     count = f'<p class="muted small">{first + 1:,}–{last:,} of {found.total:,}, newest first</p>'
-    table = f"<table><colgroup>{columns}</colgroup><tr>{head}</tr>{''.join(rows)}</table>"
-    return f'{count}<div class="list">{table}</div>'
+    return count + columns_html(_HEADS, rows)
 
 # %% ../../nbs/90_apps/09_dash_tab_interactions.ipynb #b0417221
 def reading_card(state: DashState, fields: InteractionFields) -> pn.viewable.Viewable:
@@ -140,7 +139,7 @@ def reading_card(state: DashState, fields: InteractionFields) -> pn.viewable.Vie
                              **look)  # fmt: skip
     close = pmui.Button(label="Close", **look)
     close.on_click(lambda _: setattr(state, "request", ""))
-    body = markup(pn.bind(interaction_html, fields.param.opened), css=STORED_CSS)
+    body = markup(pn.bind(interaction_html, fields.param.opened), css=STORED_CSS + COLUMNS_CSS)
     note = '<p class="small muted">The address of this page opens this request.</p>'
     row = pn.Row(take, close, markup(note, margin=(6, 0)), margin=(10, 0, 0, 0))
     there = card(body, row, margin=(0, 0, 12, 0))
@@ -165,7 +164,7 @@ def list_pane(state: DashState, fields: InteractionFields) -> pn.viewable.Viewab
 
     keys: dict[str, Any] = {"size": "small", "variant": "outlined", "margin": (8, 8, 4, 0)}
     newer, older = (pmui.Button(label=label, **keys) for label in ("Newer", "Older"))
-    rows = Clickable(stylesheets=[CSS, STORED_CSS])
+    rows = Clickable(stylesheets=[CSS, STORED_CSS, COLUMNS_CSS])
 
     def draw(*_: Any) -> None:
         first = PAGE * (len(fields.starts) - 1)
@@ -196,8 +195,9 @@ def interactions_tab(state: DashState) -> pn.viewable.Viewable:
     look: dict[str, Any] = {"size": "small", "description": "", "margin": (4, 10, 4, 0)}
     show = pmui.Select.from_param(fields.param.show, label="Show", width=190, **look)
     search = pmui.TextInput.from_param(
-        fields.param.search, label="Request id (press Enter)", width=330, **look
-    )
+        fields.param.search, label="Request id (press Enter)", sizing_mode="stretch_width",
+        max_width=330, **look,
+    )  # fmt: skip
     known: list[Any] = []
 
     def read(*_: Any) -> None:
@@ -211,6 +211,7 @@ def interactions_tab(state: DashState) -> pn.viewable.Viewable:
     read_request(state, fields)
     follow(state, "interactions", read)
     title = markup("<h2>Requests</h2>", margin=(0, 0, 4, 0))
-    listed = card(title, pn.Row(show, search, margin=0), list_pane(state, fields))
+    keys = pn.FlexBox(show, search, margin=0, sizing_mode="stretch_width")
+    listed = card(title, keys, list_pane(state, fields))
     parts = reading_card(state, fields), listed
     return pn.Column(*parts, sizing_mode="stretch_width", margin=(12, 0, 12, 0))

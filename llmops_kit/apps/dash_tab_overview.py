@@ -22,7 +22,7 @@ from llmops_kit.apps.dash_tab_charts import (
     slices_part,
     spreads_part,
 )
-from .shell import card, code_pane, csv_button
+from .panes import card, code_pane, csv_button
 from .theme import escape, markup
 from ..feedback.feedback_store import FeedbackStore
 
@@ -54,8 +54,10 @@ def start_html(store: FeedbackStore) -> str:
     return (
         "<div class='start'><h2>No interaction yet</h2><p class='muted'>This store is empty. These "
         "lines write the first interaction; the page shows it by itself.</p>"
-        f"<pre><code>{escape(first_lines(store))}</code></pre><p class='small muted'>In an "
-        "application, <code>logged(llm, collector)</code> does it for every request.</p></div>"
+        f"<pre><code>{escape(first_lines(store))}</code></pre><p class='muted'>In an application, "
+        "<code>logged(llm, collector)</code> does it for every request. To look around first, "
+        "make an invented month beside it: <code>llmops-kit simulate --db month.db</code>, then "
+        "<code>llmops-kit workbench --db month.db</code>.</p></div>"
     )
 
 # %% ../../nbs/90_apps/09_dash_tab_overview.ipynb #3948358c

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from .shell import Tell
+from .running import Tell
 from ..core import Completion, DataError, LLMOpsError, data_path
 from ..evals.cases import TestCase, read_cases
 from ..evals.metrics import contains, exact_match, token_f1

@@ -14,7 +14,8 @@ import param
 
 from .eval_cases import SHOW, CasePair, filter_pairs, pair_cases
 from .eval_load import Run, find_runs, read_uploaded, sample_runs
-from .shell import App, Tell
+from .running import Tell
+from .shell import App
 from ..core import runs_path
 from ..evals.comparison import ReportComparison, compare
 

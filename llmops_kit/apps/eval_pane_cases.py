@@ -36,7 +36,7 @@ h3 { margin-top: 6px; }
 """
 )
 
-
+# %% ../../nbs/90_apps/08_eval_pane_cases.ipynb #7c40c831
 def tags_html(tags: Sequence[str], limit: int = 40) -> str:
     """Markup of tags, each cut to `limit` characters."""
     return "".join(f'<span class="tag">{escape(tag, limit)}</span>' for tag in tags)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from .eval_load import Run
 from .eval_pane_cases import CASES_CSS
-from .theme import DARK, LIGHT, escape, styled
+from .plots import quiet, whiskers
+from .theme import DARK, LIGHT, escape
 from ..core import DataError
 from ..evals.comparison import MetricDifference, ReportComparison, compare
 from ..evals.report import EvalReport
@@ -79,7 +80,7 @@ def runs_html(runs: Sequence[Run], a: str, b: str) -> str:
     return f'<div class="runs"><table><thead><tr>{head}</tr></thead>{rows}</table></div>'
 
 # %% ../../nbs/90_apps/08_eval_panes.ipynb #401468a9
-_INK = {"better": ("#0b6b6f", "#5fcac2"), "worse": ("#c2410c", "#f4915c")}
+_INK = {"better": "primary", "worse": "warm"}
 
 
 def forest_figure(found: ReportComparison, dark: bool = False) -> "go.Figure":
@@ -91,19 +92,17 @@ def forest_figure(found: ReportComparison, dark: bool = False) -> "go.Figure":
         d = row.difference
         if d is None:
             continue
-        ink = _INK.get(row.verdict, (mode["muted"],) * 2)[dark]
-        bars = {"array": [d.high - d.value], "arrayminus": [d.value - d.low]}
+        ink = mode[_INK.get(row.verdict, "muted")]
         told = f"{d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}]<br>{row.verdict}, n = {d.n}"
         figure.add_scatter(
             x=[d.value], y=[escape(row.metric, 28)], mode="markers", showlegend=False,
             marker={"size": 10, "color": ink}, hovertemplate=f"{told}<extra></extra>",
-            error_x={"type": "data", "symmetric": False, "thickness": 2.5, "color": ink, **bars},
+            error_x=whiskers([d], ink, thickness=2.5, width=4),
         )  # fmt: skip
-    styled(figure, 96 + 40 * max(1, len(figure.data)), dark)
+    quiet(figure, 96 + 40 * max(1, len(figure.data)), dark)
     figure.add_vline(x=0, line={"color": mode["muted"], "width": 1, "dash": "dash"})
-    figure.update_xaxes(title="B − A", fixedrange=True, zeroline=False)
-    figure.update_yaxes(fixedrange=True, showgrid=False)
-    return figure.update_layout(dragmode=False, margin={"t": 8})
+    figure.update_xaxes(title="B − A", zeroline=False).update_yaxes(showgrid=False)
+    return figure.update_layout(margin={"t": 8})
 
 # %% ../../nbs/90_apps/08_eval_panes.ipynb #d48740ff
 def p_html(p: float | None) -> str:

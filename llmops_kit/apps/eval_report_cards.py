@@ -23,8 +23,8 @@ from llmops_kit.apps.eval_panes import (
     runs_html,
     slice_html,
 )
+from .panes import card, csv_button, figure_pane
 from .passages import Clickable
-from .shell import card, csv_button
 from .theme import CSS, STATUS_CSS, escape, markup
 from ..evals.comparison import ReportComparison
 
@@ -88,10 +88,8 @@ def verdict_card(state: EvalState) -> pn.viewable.Viewable:
         a, b = state.report("a"), state.report("b")
         return comparison_html(a, b, found, dark) if found and a and b else none
 
-    plot = pn.pane.Plotly(
+    plot = figure_pane(
         pn.bind(figure, fields.found, fields.dark),
-        sizing_mode="stretch_width",
-        config={"displayModeBar": False, "typesetMath": False},
         visible=fields.found.rx.is_not(None),
     )
     title = markup("<h2>Is B better than A?</h2>", margin=(0, 0, 4, 0))

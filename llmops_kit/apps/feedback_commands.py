@@ -6,8 +6,9 @@
 __all__ = ['Db', 'simulate', 'alerts']
 
 # %% ../../nbs/90_apps/08_feedback_commands.ipynb #d33e7a19
+import hashlib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -41,47 +42,60 @@ def simulate(
     )
 
 # %% ../../nbs/90_apps/08_feedback_commands.ipynb #df1e34fe
+def _checked(db: str, targets: str, sinks: dict[str, Any]) -> list[str]:
+    """Check the rules of a file once, and hand the sinks what they have not had; their problems."""
+    from llmops_kit.feedback.alerts import AlertLog, check_alerts
+    from llmops_kit.feedback.feedback_store import FeedbackStore
+    from llmops_kit.feedback.sinks import Sinks
+    from llmops_kit.feedback.targets import load_targets
+
+    if "://" not in db and not Path(db).is_file():
+        raise DataError("there is no such store.", db, "Give the path or URL of one.")
+    rules, send, store = load_targets(targets or None), Sinks(sinks), FeedbackStore(db)
+    if not rules.rules:
+        raise DataError("there is no rule in it.", targets, "See data/feedback/targets.yaml.")
+    try:
+        log = AlertLog(store)
+        check_alerts(store, rules, log=log)
+        send.deliver(log)
+    finally:
+        store.close()
+    return [one.problem for one in send.counters.values() if one.problem]
+
+# %% ../../nbs/90_apps/08_feedback_commands.ipynb #670a7b3f
+def _name(kind: str, place: str) -> str:
+    """What the outbox calls a sink: the same for the same place, which it does not give away."""
+    return f"{kind} {hashlib.sha256(place.encode()).hexdigest()[:16]}"
+
+
 def alerts(
     db: Db,
-    targets: Annotated[str, typer.Option(help="A YAML file of rules; else the kit's.")] = "",
+    targets: Annotated[str, typer.Option(help="A YAML or TOML file of rules.")] = "",
     file: Annotated[str, typer.Option(help="Add each alert to this JSONL file.")] = "",
-    webhook: Annotated[str, typer.Option(help="Post each alert to this URL.")] = "",
+    webhook: Annotated[
+        str, typer.Option(envvar="LLMOPS_KIT_WEBHOOK", help="Post each alert to this URL.")
+    ] = "",
     secret: Annotated[
         str, typer.Option(envvar="LLMOPS_KIT_WEBHOOK_SECRET", help="Signs what is posted.")
     ] = "",
 ) -> None:
     """Check the rules once: exit code 0 nothing new, 1 new alerts, 3 something went wrong."""
+    from llmops_kit.feedback.sinks import file_sink
+    from llmops_kit.feedback.sinks import webhook as to_webhook
+
+    told: list[str] = []
     try:
-        news, problems = _checked(db, targets, file, webhook, secret)
+        sinks: dict[str, Any] = {"output": lambda alert: told.append(alert.message)}
+        if file:
+            sinks[_name("file", str(Path(file).absolute()))] = file_sink(file)
+        if webhook:
+            sinks[_name("webhook", webhook)] = to_webhook(webhook, secret)
+        problems = _checked(db, targets, sinks)
     except LLMOpsError as error:
         typer.echo(f"llmops-kit: {error}", err=True)
         raise typer.Exit(3) from None
-    for message in news:
+    for message in told:
         typer.echo(message)
     for problem in problems:
         typer.echo(f"llmops-kit: not delivered: {problem}", err=True)
-    raise typer.Exit(3 if problems else 1 if news else 0)
-
-
-def _checked(
-    db: str, targets: str, file: str, webhook: str, secret: str
-) -> tuple[list[str], list[str]]:
-    """The messages of new alerts, and what kept a sink from delivering them."""
-    from llmops_kit.feedback.alerts import AlertLog, check_alerts
-    from llmops_kit.feedback.feedback_store import FeedbackStore
-    from llmops_kit.feedback.sinks import Sinks, file_sink
-    from llmops_kit.feedback.sinks import webhook as to_webhook
-    from llmops_kit.feedback.targets import load_targets
-
-    if "://" not in db and not Path(db).is_file():
-        raise DataError("there is no such store.", db, "Give the path or URL of one.")
-    rules, sinks = load_targets(targets or None), []
-    sinks += [file_sink(file)] if file else []
-    sinks += [to_webhook(webhook, secret)] if webhook else []
-    store, send = FeedbackStore(db), Sinks(sinks)
-    try:
-        news = check_alerts(store, rules, log=AlertLog(store))
-    finally:
-        store.close()
-    send.send(news)
-    return [one.message for one in news], [c.problem for c in send.counters if c.problem]
+    raise typer.Exit(3 if problems else 1 if told else 0)

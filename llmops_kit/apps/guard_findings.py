@@ -64,6 +64,8 @@ mark {{ color: inherit; border-bottom: 2px solid; border-radius: 3px 3px 0 0; pa
 .finds td:nth-child(3) {{ max-width: 240px; unicode-bidi: isolate; }}
 .finds td:nth-child(4) {{ white-space: nowrap; }}
 """
+
+# %% ../../nbs/90_apps/09_guard_findings.ipynb #1263f933
 SHOWN_CHARACTERS = 20_000
 
 

@@ -17,7 +17,8 @@ from typing import Any
 import param
 
 from .guard_demo import QUESTION, SAMPLES, SOURCES, SYSTEM
-from .shell import App, Tell, served, soon
+from .running import Tell, served, soon
+from .shell import App
 from ..core import DataError
 from ..guardrails.chain import GuardReport, InputGuardrails, OutputGuardrails
 from ..guardrails.guard import ROLES, Guard, GuardContext, ScoredGuard
@@ -61,7 +62,7 @@ class Setting:
             options["action"] = self.action
         return GuardSpec(self.spec.type, options)
 
-
+# %% ../../nbs/90_apps/09_guard_state.ipynb #7e15b755
 def start(side: str, spec: GuardSpec, guard: Guard) -> Setting:
     """A setting that changes nothing yet."""
     threshold = guard.threshold if isinstance(guard, ScoredGuard) else None

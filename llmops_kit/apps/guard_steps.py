@@ -78,7 +78,7 @@ ol.steps .ms { color: var(--muted); font-size: 12.5px; font-variant-numeric: tab
 ol.steps li.end .checked { border-color: var(--accent); font-weight: 500; }
 """
 
-
+# %% ../../nbs/90_apps/09_guard_steps.ipynb #2e9a1271
 def _body(step: Step) -> str:
     if step.report is not None and step.report.findings:
         return marked(step.text, step.report.findings) + findings_html(step.report, 20)
@@ -103,7 +103,7 @@ def steps_html(call: GuardedCall) -> str:
         rows.append(f'<li class="{kind}">{head}{_body(step)}</li>')
     return f'<ol class="steps">{"".join(rows)}</ol>'
 
-
+# %% ../../nbs/90_apps/09_guard_steps.ipynb #b50bb192
 def step_rows(call: GuardedCall) -> "pd.DataFrame":
     """The steps as a table, a row each."""
     import pandas as pd
@@ -197,7 +197,7 @@ def hold_figure(points: Sequence[HoldPoint], hold: float, dark: bool = False) ->
     """Leaked characters over added delay, a mark for each window; the chosen one is filled."""
     import plotly.graph_objects as go
 
-    mode, orange = DARK if dark else LIGHT, "#f4915c" if dark else "#c2410c"
+    mode = DARK if dark else LIGHT
 
     def bars(some: Sequence[Estimate]) -> dict[str, Any]:
         plus, minus = [e.high - e.value for e in some], [e.value - e.low for e in some]
@@ -206,7 +206,7 @@ def hold_figure(points: Sequence[HoldPoint], hold: float, dark: bool = False) ->
 
     leaked, delays = [p.leaked for p in points], [p.delay_ms for p in points]
     names = ["all" if math.isinf(p.hold) else f"{p.hold:.0f}" for p in points]
-    colours = [orange if p.hold == hold else mode["primary"] for p in points]
+    colours = [mode["warm"] if p.hold == hold else mode["primary"] for p in points]
     figure = go.Figure(
         go.Scatter(x=[e.value for e in delays], y=[e.value for e in leaked], text=names,
                    mode="lines+markers+text", textposition="top right",

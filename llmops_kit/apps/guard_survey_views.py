@@ -9,8 +9,8 @@ __all__ = ['NO_LABELS', 'FAULTS', 'PAGE', 'outcomes_html', 'faults_html', 'mista
 from collections.abc import Iterator, Sequence
 
 from .guard_findings import act, visible
-from .guard_plots import percent
 from .guard_survey import Checked, outcomes
+from .plots import percent
 from .theme import escape
 from ..guardrails.guard_report import BENIGN
 

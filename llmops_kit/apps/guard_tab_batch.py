@@ -31,8 +31,8 @@ from llmops_kit.apps.guard_survey_views import (
     places_of,
     rows_html,
 )
-from .rerank_views import beside
-from .shell import Tell, card, csv_button, served
+from .panes import beside, card, csv_button, upload_button
+from .running import Tell, served
 from .theme import escape, markup
 
 if TYPE_CHECKING:
@@ -166,16 +166,12 @@ def file_card(state: GuardState, fields: BatchFields) -> pn.viewable.Viewable:
     """The upload, the button that checks again, and what became of the file."""
     import panel_material_ui as pmui
 
-    look: dict[str, Any] = {"size": "small", "variant": "outlined"}
-    files = pmui.FileInput(label="Open a file of texts", margin=(4, 0), **look)
-    again = pmui.Button(label="Check again", margin=(4, 8), **look)
+    def arrived(given: list[tuple[str, bytes]]) -> None:
+        (name, raw), *_ = given
+        check_file(state, fields, name or "texts.jsonl", raw)
 
-    def arrived(event: Any) -> None:
-        if event.new:
-            check_file(state, fields, files.filename or "texts.jsonl", event.new)
-            files.clear()
-
-    files.param.watch(arrived, "value")
+    files = upload_button("Open a file of texts", arrived, margin=(4, 0), width=None)
+    again = pmui.Button(label="Check again", margin=(4, 8), size="small", variant="outlined")
     again.on_click(lambda _: check_again(state, fields))
     note = (
         ".jsonl, .csv or .tsv with a column text and, if you have it, label; .txt: a text a line."

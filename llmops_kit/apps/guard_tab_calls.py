@@ -17,7 +17,7 @@ import param
 from .guard_demo import BEHAVIOURS, demo_llm
 from .guard_state import GuardState, as_sources, warm_up
 from .guard_steps import chain_prompt, hold_curve
-from .shell import Tell
+from .running import Tell
 from .turns import shared_llm
 from ..core import Completion, LLMOpsError, Message
 from ..guardrails.guarded_llm import GuardedCall, GuardedLLM

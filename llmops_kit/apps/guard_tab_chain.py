@@ -16,8 +16,8 @@ from .guard_findings import GUARD_CSS, marked
 from .guard_state import GuardState, rested
 from .guard_steps import HOLDS, STEPS_CSS, hold_figure, step_rows, steps_html
 from .guard_tab_calls import ChainFields, play, run_chain, window_of
-from .rerank_views import beside
-from .shell import card, csv_button, served
+from .panes import beside, card, csv_button, figure_pane
+from .running import served
 from .theme import escape, markup
 
 if TYPE_CHECKING:
@@ -127,10 +127,8 @@ def stream_card(state: GuardState, fields: ChainFields) -> pn.viewable.Viewable:
     def figure(points: Any, hold: Any, dark: bool) -> Any:
         return hold_figure(points, window_of(state), dark)
 
-    plot = pn.pane.Plotly(
+    plot = figure_pane(
         pn.bind(figure, fields.param.points, state.param.hold, state.param.dark),
-        sizing_mode="stretch_width",
-        config={"displayModeBar": False, "typesetMath": False},
         visible=fields.param.points.rx.bool(),
     )
     title = markup("<h2>As a stream</h2>", margin=(0, 0, 6, 0))

@@ -14,8 +14,8 @@ import panel as pn
 
 from .guard_findings import visible
 from .guard_state import GuardState, Setting, settings_of
-from .rerank_views import beside
-from .shell import Tell, card, code_pane
+from .panes import beside, card, code_pane, upload_button
+from .running import Tell
 from .theme import escape, markup
 from ..guardrails.policy import GUARD_TYPES, Policy, guard_options, read_policy
 
@@ -74,21 +74,16 @@ def policy_tab(state: GuardState) -> pn.viewable.Viewable:
     def shown(*_: Any) -> str:
         return policy_html(state)
 
+    def arrived(given: list[tuple[str, bytes]]) -> None:
+        (name, raw), *_ = given
+        open_policy(state, name or FILE, raw)
+
     take = pmui.FileDownload(
         callback=lambda: io.BytesIO(state.policy().to_yaml().encode()),
         filename=FILE, label="Download policy.yaml", variant="outlined", size="small",
         margin=(4, 8, 4, 0),
     )  # fmt: skip
-    give = pmui.FileInput(
-        label="Open a policy (.yaml .toml)", variant="outlined", size="small", margin=(4, 0)
-    )
-
-    def arrived(event: Any) -> None:
-        if event.new:
-            open_policy(state, give.filename or FILE, event.new)
-            give.clear()
-
-    give.param.watch(arrived, "value")
+    give = upload_button("Open a policy (.yaml .toml)", arrived, margin=(4, 0), width=None)
     title = markup("<h2>The page as a policy</h2>", margin=(0, 0, 6, 0))
     text = markup(pn.bind(shown, *fields), css=POLICY_CSS)
     line = code_pane(pn.bind(lambda *_: policy_code(state), *fields))

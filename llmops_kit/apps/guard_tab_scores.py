@@ -17,7 +17,7 @@ import param
 from .guard_findings import storable, visible
 from .guard_state import GuardState, Setting
 from .guard_survey import measurable, sample_texts, score_texts, wanted_of
-from .shell import Tell
+from .running import Tell
 from .theme import escape
 from ..core import DataError
 from llmops_kit.guardrails.guard_report import (

@@ -12,7 +12,7 @@ from typing import Any
 import panel as pn
 
 from .guard_findings import visible
-from .guard_plots import category_figure, percent, point_figure
+from .guard_plots import category_figure, point_figure
 from .guard_state import GuardState, Setting, rested
 from llmops_kit.apps.guard_tab_scores import (
     RATES,
@@ -27,8 +27,9 @@ from llmops_kit.apps.guard_tab_scores import (
     worst_html,
     written,
 )
-from .rerank_views import beside
-from .shell import card, csv_button, served
+from .panes import beside, card, csv_button, figure_pane
+from .plots import percent
+from .running import served
 from .theme import escape, markup, styled
 
 # %% ../../nbs/90_apps/09_guard_tab_thresholds.ipynb #a62c208b
@@ -106,12 +107,6 @@ def promise_part(state: GuardState, fields: ThresholdFields) -> list[pn.viewable
     return [beside((rate, "1 1 110px"), (confidence, "1 1 90px")), words, take]
 
 # %% ../../nbs/90_apps/09_guard_tab_thresholds.ipynb #fc3ea73d
-_PLOT: dict[str, Any] = {
-    "sizing_mode": "stretch_width",
-    "config": {"displayModeBar": False, "typesetMath": False},
-}
-
-
 def point_html(fields: ThresholdFields, point: Any) -> str:
     """Markup of recall, false alarms and the area, or of why there is no curve."""
     if point is None:
@@ -131,7 +126,7 @@ def point_card(state: GuardState, fields: ThresholdFields) -> pn.viewable.Viewab
     """The ROC with the point of now, and recall and false alarms in words."""
     import plotly.graph_objects as go
 
-    words, plot = markup(""), pn.pane.Plotly(**_PLOT)
+    words, plot = markup(""), figure_pane()
 
     def draw(*_: Any) -> None:
         known = where_it_stands(state, fields)
@@ -164,7 +159,7 @@ def category_card(state: GuardState, fields: ThresholdFields) -> pn.viewable.Vie
     def figure(found: Any, dark: bool) -> Any:
         return category_figure(found.by_category if found else {}, dark)
 
-    plot = pn.pane.Plotly(pn.bind(figure, fields.param.evaluation, state.param.dark), **_PLOT)
+    plot = figure_pane(pn.bind(figure, fields.param.evaluation, state.param.dark))
     words = markup(pn.bind(few_html, fields.param.evaluation))
     return card(markup("<h2>By category</h2>"), words, plot)
 

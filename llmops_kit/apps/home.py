@@ -11,7 +11,8 @@ from typing import Any
 
 import panel as pn
 
-from .shell import App, link, pages
+from .pages import link, pages
+from .shell import App
 from .theme import escape, markup
 from ..core import LLMOpsError
 from ..embed import default_embedder

@@ -137,7 +137,7 @@ export function render({ model }) {
 }
 """
 
-
+# %% ../../nbs/90_apps/08_label_board.ipynb #a38a4675
 class LabelBoard(pn.custom.JSComponent):
     """The pair on screen; says which choice was made, by `on_key(name, turn)`.
 

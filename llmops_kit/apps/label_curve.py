@@ -38,7 +38,7 @@ def band(points: Sequence[LabelPoint], field: str, colour: str, name: str) -> li
 # %% ../../nbs/90_apps/08_label_curve.ipynb #6691d0e7
 def draw_judge(figure: "go.Figure", alone: Estimate, dark: bool) -> None:
     """Add the judge's share over all pairs, a dashed line in its interval."""
-    orange = "#f4915c" if dark else "#c2410c"
+    orange = (DARK if dark else LIGHT)["warm"]
     figure.add_hrect(y0=alone.low, y1=alone.high, fillcolor=orange, opacity=0.12, line_width=0)
     figure.add_hline(y=alone.value, line={"color": orange, "width": 1.5, "dash": "dash"})
     figure.add_annotation(x=1, xref="paper", y=alone.value, text=f"judge alone, n = {alone.n:,}",

@@ -10,7 +10,7 @@ __all__ = ['SCORES', 'QUALITY_CSS', 'PLACES', 'QUESTIONS_CSS', 'quality_rows', '
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .cuts import EFFECT_CSS
+from .effects import EFFECT_CSS
 from .ranks import duration, stage_label
 from .theme import escape
 from ..rag.stages import CHUNKER, FIRST_STAGE, StageReport

@@ -19,7 +19,8 @@ import param
 
 from .ranks import Trail
 from .reading import Partner
-from .shell import App, Tell
+from .running import Tell
+from .shell import App
 from llmops_kit.apps.turns import (
     HANDBOOK,
     MINE,

@@ -26,7 +26,7 @@ from llmops_kit.apps.rerank_state import (
     known_questions,
     pipeline_of,
 )
-from .shell import Tell
+from .running import Tell
 from .turns import HANDBOOK, MINE, add_files
 from ..core import DataError, Document, Hit, Where
 from ..datasets import Question
@@ -62,7 +62,7 @@ def search(state: RerankState) -> None:
 
     state.work("search", run, done)
 
-
+# %% ../../nbs/90_apps/08_rerank_tasks.ipynb #f9348838
 def read(state: RerankState) -> None:
     """Find the word pairs of the picked chunk, where late interaction is what re-ranks."""
     lane, trail = picked_lane(state), state.trail

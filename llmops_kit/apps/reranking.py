@@ -9,11 +9,11 @@ __all__ = ['NO_QUESTIONS', 'PIPELINE', 'set_note', 'quality_html', 'quality_card
 # %% ../../nbs/90_apps/08_reranking.ipynb #3a00d7c1
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import panel as pn
 
+from .panes import as_code, card, csv_button
 from .passages import Clickable
 from llmops_kit.apps.rerank_report import (
     QUALITY_CSS,
@@ -48,7 +48,7 @@ from llmops_kit.apps.rerank_views import (
     table_card,
     upload_controls,
 )
-from .shell import card, code_pane, csv_button, served, soon
+from .running import served, soon
 from .theme import CSS, escape, markup
 from .turns import HANDBOOK, MINE
 from ..rag.stages import StageReport
@@ -230,8 +230,7 @@ class RerankingExplorer(RerankState):
         if served():
             pn.state.onload(lambda: search(self))
         parts = chart_row(self), table_card(self), quality_card(self), steps_row(self)
-        fields = ["question", "split", *PIPELINE]
-        line = code_pane(pn.bind(lambda *_: self.reproduce(), *(self.param[f] for f in fields)))
+        line = self.reproduced("question", "split", *PIPELINE)
         return pn.Column(
             question_bar(self), *parts, questions_card(self), line, sizing_mode="stretch_width"
         )
@@ -241,7 +240,7 @@ class RerankingExplorer(RerankState):
         given = []
         for name, source in zip(("documents", "questions"), self.paths, strict=True):
             own = self.about == MINE and (name == "documents" or bool(self.asked))
-            given += [repr(str(source)) if isinstance(source, (str, Path)) else name] if own else []
+            given += [as_code(source, name)] if own else []
         named = self.reranker if self.reranker in (LATE, NO_RERANKER, BY_LLM) else None
         fields = ["question", "initial_k", "k", "keyword_share", "max_tokens", "split"]
         given += [f"reranker={named!r}" if named else "reranker=reranker"]

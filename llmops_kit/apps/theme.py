@@ -42,6 +42,7 @@ LIGHT = {
     "paper": "#ffffff",
     "text": "#16222b",
     "muted": "#55636e",
+    "warm": "#c2410c",
 }
 DARK = {
     "primary": "#5fcac2",
@@ -49,6 +50,7 @@ DARK = {
     "paper": "#161e24",
     "text": "#e6ecef",
     "muted": "#9dabb5",
+    "warm": "#f4915c",
 }
 MODES = {"light": LIGHT, "dark": DARK}
 
@@ -143,7 +145,9 @@ button { border: 1px solid var(--line); background: transparent; color: var(--ac
 
 # %% ../../nbs/90_apps/00_theme.ipynb #02ee6e5d
 NAV_CSS = """
-nav { display: flex; gap: 4px; margin-left: 20px; }
+:host, :host > div, .header { min-width: 0; max-width: 100%; }
+nav { display: flex; gap: 4px; margin-left: 20px; min-width: 0; overflow-x: auto;
+  scrollbar-width: thin; }
 nav a { color: var(--muted); text-decoration: none; font-weight: 500; padding: 7px 12px;
   border-radius: 8px; white-space: nowrap; }
 nav a:hover { color: var(--ink); background: #8080801f; }
@@ -159,7 +163,13 @@ PAGE_SX = {
         "borderBottom": "1px solid",
         "borderColor": "divider",
     },
-    "& .MuiAppBar-root .title": {"color": "text.primary", "fontSize": "1.15rem"},
+    "& .MuiAppBar-root .MuiBox-root": {"minWidth": 0},  # the links scroll where there is no room
+    "& .MuiAppBar-root .title": {
+        "color": "text.primary",
+        "fontSize": "1.15rem",
+        "whiteSpace": "nowrap",
+        "@media (max-width: 700px)": {"display": "none"},  # the logo beside it stays
+    },
     "& .main": {"backgroundColor": "background.default"},
     "& .sidebar": {"backgroundColor": "background.paper", "backgroundImage": "none"},
 }
@@ -214,14 +224,9 @@ def plotly_template(dark: bool = False) -> "go.layout.Template":
     grid = tint(mode["muted"], 0.25)
     axis = {"gridcolor": grid, "linecolor": grid, "zerolinecolor": grid, "automargin": True}
     axis["ticklabeloverflow"] = "allow"  # Plotly puts a title at infinity once it hides all labels
-    return go.layout.Template(
-        layout={
-            "font": {"family": "Roboto, Arial, sans-serif", "size": 12, "color": mode["text"]},
-            "colorway": list(SETTING_COLOURS.values()),
-            "xaxis": axis,
-            "yaxis": axis,
-        }
-    )
+    font = {"family": "Roboto, Arial, sans-serif", "size": 12, "color": mode["text"]}
+    look = {"font": font, "colorway": list(SETTING_COLOURS.values()), "xaxis": axis, "yaxis": axis}
+    return go.layout.Template(layout=look)
 
 
 def styled(figure: "go.Figure", height: int = 260, dark: bool = False) -> "go.Figure":

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DRAW_EVERY', 'HANDBOOK', 'MINE', 'EMPTY', 'Corpus', 'make_corpus', 'handbook_corpus', 'add_files', 'read_files',
-           'Turn', 'turn_html', 'replies', 'conversation_table', 'shared_llm', 'AskState']
+           'Turn', 'turn_html', 'replies', 'conversation_table', 'shared_llm', 'AskFields', 'AskState']
 
 # %% ../../nbs/90_apps/03_turns.ipynb #48d5c482
 import asyncio
@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import param
 
 from .passages import answer_html, passage_html, sources_html
-from .shell import App, sentence_for
+from .running import sentence_for
+from .shell import App
 from .theme import escape
 from ..core import DataError, Document, Hit, LLMOpsError
 from ..llm import LLM
@@ -171,10 +172,10 @@ def conversation_table(turns: Iterable[Turn]) -> "pd.DataFrame":
         for number, hit in enumerate(turn.answer.hits if turn.answer else [], start=1):
             assert turn.answer is not None
             chunk, cited = hit.chunk, number in turn.answer.citations
+            said = {"question": turn.question, "answer": turn.answer.text, "source": number}
             place = {"document": chunk.doc_id, "start": chunk.start, "end": chunk.end}
-            source = {"source": number, "cited": cited, "title": source_title(chunk), **place}
-            row = {"question": turn.question, "answer": turn.answer.text, **source}
-            rows.append({**row, "score": hit.score})
+            rows.append({**said, "cited": cited, "title": source_title(chunk), **place})
+            rows[-1]["score"] = hit.score
     return pd.DataFrame(rows)
 
 # %% ../../nbs/90_apps/03_turns.ipynb #fc57a09e
@@ -191,7 +192,7 @@ def shared_llm() -> LLM:
     return default_llm()
 
 # %% ../../nbs/90_apps/03_turns.ipynb #077e93b6
-class AskState(App):
+class AskFields(App):
     """What the page knows: what is asked, the reader's documents, the conversation."""
 
     about: Any = param.Selector(default=HANDBOOK, objects=[HANDBOOK, MINE])
@@ -201,6 +202,10 @@ class AskState(App):
     mine: Any = param.ClassSelector(class_=Corpus, doc="The reader's documents, of this session.")
     passage = param.String(EMPTY, doc="Markup of the passage that is open.")
     document: Any = param.ClassSelector(class_=Document, doc="The document of that passage.")
+
+# %% ../../nbs/90_apps/03_turns.ipynb #272bec03
+class AskState(AskFields):
+    """The conversation about the handbook or the reader's documents."""
 
     def __init__(self, llm: LLM | None = None, **params: Any) -> None:
         super().__init__(**params)

@@ -13,15 +13,12 @@ from typing import TYPE_CHECKING, Any
 from .bias_judges import run_label
 from .bias_lens import OUTCOMES, Findings, decided_by_people
 from .bias_state import Key
-from .ranks import plot_text
+from .plots import percent, plot_text, quiet, whiskers
 from .theme import DARK, LIGHT, tint
 from llmops_kit.apps.verdict_charts import (
     LETTERS,
     judge_colour,
-    judge_shell,
     number_of,
-    percent,
-    whiskers,
 )
 from ..evals.position import both_orders
 from ..evals.self_preference import SelfPreference
@@ -53,7 +50,7 @@ def heat(
             textfont={"size": 12, "color": mode["text"]}, xgap=3, ygap=3,
         )
     )  # fmt: skip
-    judge_shell(figure, 56 + max(58, 44 * len(rows)), dark)
+    quiet(figure, 56 + max(58, 44 * len(rows)), dark)
     figure.update_xaxes(
         side="top", showgrid=False, zeroline=False, tickvals=places, ticktext=list(columns)
     )
@@ -181,7 +178,7 @@ def length_figure(
         for field, ink in (("people", mode["muted"]), ("judge", judge_colour(i))):
             line = length_line(found, i, field, places, ink)
             figure.add_trace(line, row=place // wide + 1, col=place % wide + 1)
-    judge_shell(figure, 40 + 210 * tall, dark)
+    quiet(figure, 40 + 210 * tall, dark)
     figure.update_annotations(font={"size": 12, "color": mode["text"]})
     figure.update_yaxes(tickformat=".0%", range=[-0.04, 1.04])
     ticks = ratio_ticks([x for trace in figure.data for x in trace.x])

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from .bias_judges import run_label
 from .bias_lens import Corrected, Findings
+from .plots import percent
 from .theme import escape
-from .verdict_charts import LETTERS, judge_colour, percent
+from .verdict_charts import LETTERS, judge_colour
 from ..stats import Estimate
 
 if TYPE_CHECKING:

@@ -16,10 +16,8 @@ from .bias_files import FORMATS
 from .bias_judges import SIMULATED
 from .bias_state import ABOUT, BiasState
 from .bias_tasks import pick_pair, take_run
-from .chunking import file_input
+from .panes import SIDE, beside, card, upload_button
 from .passages import Clickable
-from .rerank_views import beside
-from .shell import card
 from .theme import CSS, escape, markup
 from .verdict_table import LAB_CSS, badge
 from .verdict_tiles import Scroll
@@ -128,21 +126,18 @@ def pairs_row(state: BiasState, there: Scroll) -> pn.Column:
     return pn.Column(there, both, sizing_mode="stretch_width")
 
 # %% ../../nbs/90_apps/08_verdict_views.ipynb #13cd6f29
-_WIDE: dict[str, Any] = {"width": 268, "margin": (5, 16), "size": "small"}
-
-
 def material_controls(state: BiasState) -> list[pn.viewable.Viewable]:
     """The choice of pairs, the upload of a run, and the judges."""
     import panel_material_ui as pmui
 
-    form = pmui.Select(label="Format of the file", options=FORMATS, **_WIDE)
-    run = file_input("Open a run file", lambda name, raw: take_run(state, name, raw, form.value))
+    form = pmui.Select(label="Format of the file", options=FORMATS, **SIDE)
+    run = upload_button("Open a run file", lambda files: take_run(state, *files[0], form.value))
     about = pn.bind(lambda name: f'<p class="muted small">{ABOUT[name]}</p>', state.param.material)
-    judges = pmui.CheckBoxGroup.from_param(state.param.judges, label="Judges", **_WIDE)
+    judges = pmui.CheckBoxGroup.from_param(state.param.judges, label="Judges", **SIDE)
     box = pn.Column(judges, max_height=330, scroll="y-auto", width=300)
     return [
         pmui.Select.from_param(
-            state.param.material, label="Pairs and runs", description="", **_WIDE
+            state.param.material, label="Pairs and runs", description="", **SIDE
         ),
         markup(about, margin=(0, 16), width=268),
         run,
@@ -156,17 +151,17 @@ def judging_controls(state: BiasState) -> list[pn.viewable.Viewable]:
     import panel_material_ui as pmui
 
     here = pn.bind(lambda names: SIMULATED in names, state.param.judges)
-    slider = {**_WIDE, "width": 262, "description": "", "visible": here}
+    slider = {**SIDE, "width": 262, "description": "", "visible": here}
     names = {"skill": "Skill", "first": "First place", "length": "Length", "own": "Own author"}
     dials = [
         pmui.FloatSlider.from_param(state.param[field], label=f"{label} (simulated)", **slider)
         for field, label in names.items()
     ]
     author = pmui.Select.from_param(
-        state.param.author, label="Own author (simulated)", **{**_WIDE, "description": "",
+        state.param.author, label="Own author (simulated)", **{**SIDE, "description": "",
         "visible": here}
     )  # fmt: skip
-    steps = pmui.CheckBoxGroup.from_param(state.param.mitigations, label="Mitigations", **_WIDE)
+    steps = pmui.CheckBoxGroup.from_param(state.param.mitigations, label="Mitigations", **SIDE)
     note = markup(
         '<p class="muted small">Computed from the verdicts that are there; no judge is asked again.'
         "</p>", margin=(0, 16, 8, 16), width=268,

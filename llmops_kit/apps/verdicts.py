@@ -9,7 +9,6 @@ __all__ = ['JUDGING', 'DIALS', 'verdicts_table', 'judges_exports', 'words_card',
 # %% ../../nbs/90_apps/08_verdicts.ipynb #778fa130
 import threading
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import panel as pn
@@ -18,8 +17,9 @@ from .bias_judges import SIMULATED, judging_llm, run_label
 from .bias_lens import ANSWER_A
 from .bias_state import MINE, NAMED, SAMPLE, BiasState
 from .bias_tasks import ask_model, open_material, pick_group, refresh
+from .panes import as_code, card, csv_button
 from .passages import Clickable
-from .shell import card, code_pane, csv_button, served, soon
+from .running import served, soon
 from .theme import CSS, escape, markup
 from .verdict_table import LAB_CSS, findings_table, words_html
 from .verdict_tiles import Scroll, figure_tiles, share_tile
@@ -136,7 +136,7 @@ class JudgeBiasLab(BiasState):
         parts = [words_card(self, there), *figure_tiles(self, there), share_tile(self, there)]
         parts[-1].margin = (0, 0, 12, 0)
         fields = ["material", *JUDGING, *DIALS, "target", "labels", "seed", "findings"]
-        line = code_pane(pn.bind(lambda *_: self.reproduce(), *(self.param[f] for f in fields)))
+        line = self.reproduced(*fields)
         return pn.Column(*parts, pairs_row(self, there), line, sizing_mode="stretch_width")
 
     def reproduce(self) -> str:
@@ -158,8 +158,7 @@ def source_told(state: BiasState) -> str:
     if any(name in said for name in state.judges):
         return "verdicts"
     if state.opened.name == MINE:
-        path = str(state.source) if isinstance(state.source, (str, Path)) else ""
-        return repr(path) if path else "verdicts"
+        return as_code(state.source or None, "verdicts")
     return repr({name: slug for slug, name in NAMED.items()}.get(state.opened.name))
 
 

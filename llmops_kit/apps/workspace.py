@@ -13,15 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import param
 
-from llmops_kit.apps.cuts import (
-    Gold,
-    ReportingEmbedder,
-    Setting,
-    Way,
-    effect_rows,
-    measure_way,
-)
-from .shell import App, Tell
+from .cuts import Gold, Setting, Way
+from .effects import ReportingEmbedder, effect_rows, measure_way
+from .running import Tell
+from .shell import App
 from ..core import Chunk, DataError, Document
 from ..datasets import Question
 from ..embed import Embedder, default_embedder
