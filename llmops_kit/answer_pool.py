@@ -124,7 +124,7 @@ def make_pool(
 ) -> list[PooledAnswer]:
     """Ask the real service each text in each state that asks texts of its kind.
 
-    All but `latency_ms` is the same each time. The whole takes some twenty minutes of one core.
+    All but `latency_ms` is the same each time. The whole takes some twelve minutes.
     """
     texts = asked_texts()
     chosen = [texts[one] for one in (texts if ids is None else ids)]

@@ -13,6 +13,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from sqlalchemy import event
 
 from llmops_kit.core import DataError, StoreError, data_path
 from llmops_kit.feedback.alert_log import Alert, AlertLog, Episode, Verdict, alert_id, follow
+from llmops_kit.feedback.alert_log import alerts as alerts_table
 from llmops_kit.feedback.alerts import Traffic, check_alerts, verdicts
 from llmops_kit.feedback.backtest import BackTest, Incident, backtest, score
 from llmops_kit.feedback.change import (
@@ -34,6 +36,7 @@ from llmops_kit.feedback.change import (
 )
 from llmops_kit.feedback.feedback_store import FeedbackStore
 from llmops_kit.feedback.interactions import Feedback, Interaction
+from llmops_kit.feedback.outbox import LEASE, Outbox
 from llmops_kit.feedback.readings import METRICS, Reading
 from llmops_kit.feedback.replay import Replay
 from llmops_kit.feedback.sinks import Sinks, log_sink, sign, verify, webhook
@@ -41,6 +44,7 @@ from llmops_kit.feedback.targets import (
     ChangeRule,
     NoDataRule,
     Target,
+    Targets,
     load_targets,
     read_targets,
     state_of,
@@ -155,6 +159,33 @@ def test_an_alert_lies_beyond_the_threshold_as_a_whole(pair: tuple[int, int]) ->
     assert state != "ok" or share.value >= 0.9
 
 
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ("{metric: satisfacton_rate, target: 0.9, alert: 0.8}", "mean satisfaction_rate?"),
+        ("{metric: latency_p50, target: 500ms, alert: 1000}", "2000 for 2 seconds"),
+        ("{metric: error_rate, target: 1%, alert: 0.1}", "write 0.9 for 90 %"),
+        ("{metric: latency_p50, target: 1, alert: 2, window: 24}", "write it as 30m, 24h"),
+        ("{metric: latency_p50, target: 1, alert: 2, cooldwn: 6h}", "did you mean cooldown?"),
+        ("{metric: latency_p50, target: 1, alert: 2, where: {model: on}}", "a text in quotes"),
+        ("{metric: latency_p50, target: 1, alert: 2, where: {blocked: maybe}}", "true or false"),
+        ("{metric: latency_p50, target: 1, alert: 2, where: {latency_ms: '3'}}", "no label"),
+        ("{metric: latency_p50, target: 1, alert: 2, where: {model: []}}", "never '[]'"),
+        ("{metric: latency_p50, target: 1, alert: 2, where: {model: null}}", "a text in quotes"),
+    ],
+)
+def test_what_would_never_speak_is_refused_with_a_way_out(row: str, told: str) -> None:
+    with pytest.raises(DataError, match="1 fault:") as refused:
+        read_targets(f"targets:\n  - {row}\n")
+    assert told in str(refused.value) and "line 2" in str(refused.value)
+
+
+def test_a_section_without_rows_is_no_fault() -> None:
+    assert read_targets("targets:\nchanges:\nno_data: []\n").rules == []
+    where = {"model": ["a", "b"], "tags.topic": "x", "blocked": False}
+    assert Target("latency_p50", target=1, alert=2, where=where).where == where  # type: ignore[arg-type]
+
+
 # --- changes
 
 
@@ -256,6 +287,114 @@ def test_an_alert_comes_back_as_it_was_told(where: str) -> None:
         again.acknowledge("none")
     log.database.close()
     again.database.close()
+
+
+def test_who_took_on_the_first_trouble_has_not_taken_on_the_next(where: str) -> None:
+    log = AlertLog(where)
+    [told] = log.settle([alarm(at(0))], at(0))
+    log.acknowledge(told.id, "ann", at(1))
+    log.settle([Verdict(RULE, "ok")], at(5))
+    assert log.settle([alarm(at(60))], at(60)) == []  # within the cooldown: the same episode
+    [again] = log.settle([alarm(at(130))], at(130))
+    assert again.id == told.id and again.message.startswith("Still: ")
+    assert log.history()[0].acknowledged is None
+    log.database.close()
+
+
+def test_a_clock_that_is_wrong_mutes_nobody(where: str) -> None:
+    log, month = AlertLog(where), 30 * 1440.0
+    assert len(log.settle([alarm(at(month))], at(month))) == 1
+    log.settle([Verdict(RULE, "ok")], at(month + 5))
+    hourly = [len(log.settle([alarm(at(60 * n))], at(60 * n))) for n in range(12)]
+    assert hourly == [1, 0] * 6  # each two hours, as the cooldown has it
+    log.settle([Verdict(RULE, "ok")], at(-month))  # a look at the past ends nothing
+    assert [one.ended for one in log.history() if one.alert.time < at(month)] == [None]
+    log.settle([Verdict(RULE, "ok")], at(-10))  # nor does a clock that is late
+    assert [one.ended for one in log.history() if one.alert.time < at(month)] == [None]
+    log.database.close()
+
+
+def test_the_same_look_at_the_past_is_kept_once(where: str) -> None:
+    log = AlertLog(where)
+    log.settle([alarm(at(0))], at(0))
+    for minute in (130, 260, 390):
+        log.settle([alarm(at(minute))], at(minute))
+    assert log.settle([alarm(at(0))], at(0)) == []
+    assert [one.noticed for one in log.history()] == [at(390)]
+    log.database.close()
+
+
+# --- the outbox
+
+
+def test_a_message_waits_until_each_sink_has_it(where: str) -> None:
+    log = AlertLog(where)
+    alerts_table.create(log.database.engine)  # as before there was an outbox
+    outbox = Outbox(log)
+    assert outbox.pending("pager", at(0)) == []
+    [told] = log.settle([alarm(at(0))], at(0))
+    [message] = outbox.pending("pager", at(10))
+    assert message.alert == told and outbox.claim("pager", message, at(10))
+    assert not outbox.claim("pager", message, at(11)) and outbox.claim("file", message, at(11))
+    assert outbox.pending("pager", at(11)) == []
+    outbox.close("pager", message, sent=False)
+    assert outbox.pending("pager", at(12)) == [message]
+    [reminder] = log.settle([alarm(at(120))], at(120))
+    [newest] = outbox.pending("pager", at(121))  # one for both
+    assert newest.alert == reminder and newest.id != message.id
+    assert outbox.claim("pager", newest, at(121))
+    outbox.close("pager", newest, sent=True)
+    assert outbox.pending("pager", at(122)) == []
+    assert not outbox.claim("pager", newest, at(122) + LEASE)
+    log.settle([Verdict(RULE, "ok")], at(130))
+    [late] = outbox.pending("file", at(131))
+    assert late.alert.message.startswith("Over since 02:10 UTC: Still: ")
+    assert outbox.pending("new", at(130 + 1440)) == []
+    log.database.close()
+
+
+def test_eight_senders_send_each_message_once(where: str) -> None:
+    log, got, lock = AlertLog(where), list[str](), threading.Lock()
+    rules = [dataclasses.replace(RULE, window=f"{n}h") for n in range(1, 13)]
+    now = datetime.now(UTC)
+    log.settle([alarm(now, rule) for rule in rules], now)
+
+    def keep(alert: Alert) -> None:
+        with lock:
+            got.append(alert.id)
+
+    logs = [AlertLog(where) for _ in range(8)]
+    some = [threading.Thread(target=Sinks({"all": keep}).deliver, args=(one,)) for one in logs]
+    for thread in some:
+        thread.start()
+    for thread in some:
+        thread.join()
+    assert sorted(got) == sorted(one.alert.id for one in log.history())
+    for one in [log, *logs]:
+        one.database.close()
+
+
+def test_a_sink_that_fails_gets_it_at_the_next_check(tmp_path: Path) -> None:
+    log, up, got = AlertLog(tmp_path / "log.sqlite"), threading.Event(), list[str]()
+
+    def pager(alert: Alert) -> None:
+        if not up.is_set():
+            raise RuntimeError("down")
+        got.append(alert.id)
+
+    now = datetime.now(UTC)
+    log.settle([alarm(now), alarm(now, dataclasses.replace(RULE, window="2h"))], now)
+    sinks = Sinks({"pager": pager})
+    sinks.deliver(log)
+    assert sinks.counters["pager"].failed == 2
+    assert log.settle([alarm(now)], now + timedelta(minutes=1)) == []
+    up.set()
+    sinks.deliver(log, limit_s=0.0)  # no time: nothing is claimed
+    assert got == []
+    Sinks({"pager": pager}).deliver(log)  # another process
+    sinks.deliver(log)
+    assert len(got) == len(set(got)) == 2
+    log.database.close()
 
 
 def test_who_may_only_read_sees_an_empty_history(where: str) -> None:
@@ -520,6 +659,35 @@ def test_a_stopped_service_is_told_and_a_quiet_night_is_not(tmp_path: Path) -> N
     assert alert.time <= at(20 * 1440 + 480 + 300 + 70) and "usual" in alert.message
 
 
+def test_clocks_that_change_are_no_outage(tmp_path: Path) -> None:
+    berlin, rule = ZoneInfo("Europe/Berlin"), NoDataRule(min_n=20)
+    for first in (datetime(2026, 9, 28, tzinfo=UTC), datetime(2026, 3, 2, tzinfo=UTC)):
+        hours = [first + timedelta(hours=n) for n in range(6 * 168)]
+        times = [
+            one + timedelta(minutes=2 * n)
+            for one in hours
+            if 8 <= one.astimezone(berlin).hour < 18 and one.astimezone(berlin).weekday() < 5
+            for n in range(30)
+        ]
+        office = FeedbackStore(tmp_path / f"{first:%m}.sqlite")
+        office.write(Interaction(f"r{n}", one) for n, one in enumerate(times))
+        span = Window(first + timedelta(weeks=3, days=6), first + timedelta(weeks=6))
+        test = backtest(office, Targets(no_data=[rule]), span)
+        assert test.alerts == [] and test.states[rule.name]["ok"] == 80
+        office.close()
+
+
+def test_a_gap_in_the_log_is_no_usual_hour(tmp_path: Path) -> None:
+    service, week, end = FeedbackStore(tmp_path / "gap.sqlite"), 10080, 5 * 10080 - 1440
+    minutes = [n for n in range(0, end, 2) if not week <= n < 3 * week]  # two weeks lost
+    service.write(Interaction(f"r{n}", at(n)) for n in minutes)
+    rules = Targets(no_data=[NoDataRule(min_n=20)], changes=[ChangeRule("error_rate")])
+    assert {one.state for one in verdicts(service, rules, at(end))} == {"ok"}
+    assert verdicts(service, rules, at(end + 61))[1].state == "alert"
+    assert {one.state for one in verdicts(service, rules, at(60))} == {"not enough data"}
+    service.close()
+
+
 def test_changes_need_whole_hours_and_what_can_be_tested() -> None:
     with pytest.raises(DataError, match="by the hour"):
         ChangeRule("latency_p95", window="30m")
@@ -558,7 +726,7 @@ def test_a_sink_that_hangs_delays_only_itself() -> None:
     def hangs(alert: Alert) -> None:
         release.wait(30)
 
-    sinks = Sinks([hangs, lambda one: got.append(one.id), log_sink])
+    sinks = Sinks({"hangs": hangs, "list": lambda one: got.append(one.id), "log": log_sink})
     waiting = threading.Thread(target=sinks.send, args=([alert, alert],))
     waiting.start()
     deadline = time.monotonic() + 20
@@ -567,7 +735,34 @@ def test_a_sink_that_hangs_delays_only_itself() -> None:
     assert len(got) == 2 and waiting.is_alive()
     release.set()
     waiting.join()
-    assert [one.sent for one in sinks.counters] == [2, 2, 2]
+    assert [one.sent for one in sinks.counters.values()] == [2, 2, 2]
+
+
+def test_a_webhook_that_is_down_tells_its_token_to_no_log(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sinks = Sinks({"pager": webhook("http://127.0.0.1:9/hooks/hidden?token=hidden", retries=1)})
+    with caplog.at_level("INFO"):
+        sinks.send([one.alert for one in [alarm(at(0))] if one.alert])
+    assert sinks.counters["pager"].failed == 1 and len(caplog.records) == 1
+    assert "hidden" not in caplog.text + sinks.counters["pager"].problem + capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "host/x", "ftp://host/x", "http://", "http://[host/x", "http://host:99999/x"),
+        *(
+            "http://host:port/x",
+            "https://.host/x",
+            f"https://{'a' * 70}.com/x",
+            "http://\u2100.com/",
+        ),
+    ],
+)
+def test_an_address_that_is_none_is_refused_at_once(url: str) -> None:
+    with pytest.raises(DataError, match="no address of a webhook"):
+        webhook(url)
 
 
 def test_a_redirect_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -588,10 +783,10 @@ def test_a_redirect_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     server = HTTPServer(("127.0.0.1", 0), Elsewhere)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    sinks = Sinks([webhook(f"http://127.0.0.1:{server.server_port}/hook?token=hidden")])
+    sinks = Sinks({"hook": webhook(f"http://127.0.0.1:{server.server_port}/hook?token=hidden")})
     sinks.send([one.alert for one in [alarm(at(0))] if one.alert])
     server.shutdown()
     server.server_close()
     assert seen == ["/hook?token=hidden"]
-    assert sinks.counters[0].failed == 1 and "hidden" not in sinks.counters[0].problem
+    assert sinks.counters["hook"].failed == 1 and "hidden" not in sinks.counters["hook"].problem
     assert os.environ["NO_PROXY"] == "127.0.0.1"

@@ -1,5 +1,6 @@
 """Intervals by users: both databases, any log against its records, and against other libraries."""
 
+import warnings
 from collections import defaultdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,19 +15,22 @@ from hypothesis import strategies as st
 from llmops_kit.core import DataError
 from llmops_kit.feedback.analyzer import FeedbackAnalyzer
 from llmops_kit.feedback.clusters import (
-    CLUSTERED,
     USERS_NEEDED,
     Clusters,
     effective_n,
+    mean_limits,
     share_limits,
     sums_of,
-    user_readings,
-    user_sums,
+    unseen_limit,
 )
 from llmops_kit.feedback.daily import daily_metrics
+from llmops_kit.feedback.feedback_report import as_page, write_feedback_report
 from llmops_kit.feedback.feedback_store import FeedbackStore
 from llmops_kit.feedback.interactions import Feedback, Interaction
 from llmops_kit.feedback.metrics import breakdown, calculate_metrics
+from llmops_kit.feedback.per_user import CLUSTERED, UserReading, user_readings, user_sums
+from llmops_kit.feedback.report_series import day_notes, few_users, gaps_of, steps_of
+from llmops_kit.feedback.report_words import label_table
 from llmops_kit.feedback.schema import DAY
 from llmops_kit.feedback.signals import signals_and_ratings, who_rates
 from llmops_kit.feedback.windows import Window
@@ -252,8 +256,10 @@ def test_the_sums_of_a_billion_requests_are_exact() -> None:
 def test_few_users_and_a_heavy_one_are_put_into_words() -> None:
     few = sums_of([50, 40, 60], [100, 100, 100], ["user a", "user b", "user c"])
     told = user_readings({"satisfaction_rate": few})["satisfaction_rate"]
-    assert (told.value, told.low, told.high, told.n) == (None, None, None, 300)
-    assert "50.0 % of 300 rated" in told.note and "5 are needed" in told.note
+    plain = proportion(150, 300)
+    assert (told.value, told.n, told.by, told.design_effect) == (0.5, 300, "requests", None)
+    assert (told.low, told.high) == pytest.approx((plain.low, plain.high))
+    assert "all 300 rated are of 3 users, who weigh as 3.0 equal ones" in told.note
     names = ["user bot"] + [f"user {n}" for n in range(99)]
     heavy = sums_of([70, *[2] * 99], [100, *[3] * 99], names)
     seen = user_readings({"satisfaction_rate": heavy})["satisfaction_rate"]
@@ -271,13 +277,38 @@ def test_a_report_names_a_user_who_outweighs_the_others(tmp_path: Path) -> None:
         rows.append(Feedback(f"f{number}", f"r{number}", "explicit", "thumbs_up", at))
     store.write(rows)
     report = FeedbackAnalyzer(store).report(WINDOW, by=["model"])
-    assert "User bot has 25.0 % of all 400 rated." in report.remarks
+    told = next(one for one in report.remarks if one.startswith("Satisfaction: "))
+    assert "; all 400 rated had it; users who never have it may still be up to" in told
+    assert "user bot has 25.0 % of all 400 rated" in told
     table = report.table().set_index("name")
     assert table.loc["satisfaction_rate", "design_effect"] == 1.0
     assert np.isnan(table.loc["latency_p50", "design_effect"])
     label = report.breakdowns["model"][""]["satisfaction_rate"]
     assert label == report.metrics["satisfaction_rate"]
     assert report.daily["satisfaction_rate"].notna().sum() == 8
+    store.close()
+
+
+def test_one_user_and_three_have_the_intervals_of_their_requests(where: str) -> None:
+    """What the dashboard shows, with a name for it; a single rating too, if one insists."""
+    store, rows = FeedbackStore(where), list[Interaction | Feedback]()
+    for number in range(300):
+        at, user = START + timedelta(hours=number / 2), f"u{number % 3}"
+        cost = 0.001 * (1 + number % 5)
+        rows.append(Interaction(f"r{number}", at, user=user, cost_usd=cost, tags={"topic": user}))
+        if number % 2:
+            kind = "thumbs_down" if number % 7 == 0 else "thumbs_up"
+            rows.append(Feedback(f"f{number}", f"r{number}", "explicit", kind, at))
+    store.write(rows)
+    for chosen in (None, {"user": "u1"}, {"request_id": "r1"}):
+        found = FeedbackAnalyzer(store, min_n=1).calculate_metrics(WINDOW, chosen)
+        fast = calculate_metrics(store, WINDOW, chosen, 1)
+        for name in CLUSTERED:
+            one, other = found[name], fast[name]
+            assert isinstance(one, UserReading) and one.by in ("requests", "")
+            assert (one.value is None) == (other.value is None)
+            if one.value is not None:
+                assert (one.low, one.high) == pytest.approx((other.low, other.high), rel=1e-9)
     store.close()
 
 
@@ -308,4 +339,146 @@ def test_a_signal_of_one_loud_user_is_no_finding(tmp_path: Path) -> None:
     store.write(rows)
     verdict = signals_and_ratings(store, WINDOW).loc["copied", "verdict"]
     assert verdict.startswith("not enough data: as ")
+    store.close()
+
+
+def test_an_interval_says_what_it_counts(where: str) -> None:
+    """Users, sessions in their place, requests of nobody; and how many of these there are."""
+    store = FeedbackStore(where)
+    kinds = {"user": ("u", ""), "session": ("", "s"), "nobody": ("", ""), "mixed": ("u", "s")}
+    for model, (user, session) in kinds.items():
+        store.write(
+            Interaction(
+                f"{model}{number}",
+                START,
+                model=model,
+                user=f"{user}{number % 20}" if user and (number % 2 or model == "user") else "",
+                session=f"{session}{number % 30}" if session else "",
+            )
+            for number in range(60)
+        )
+    found = {
+        key[1]: user_readings(one)["error_rate"]
+        for key, one in user_sums(store, WINDOW, by=["model"]).items()
+    }
+    told = {model: (one.by, one.users, one.unnamed) for model, one in found.items()}
+    assert told == {
+        "user": ("users", 20, 0),
+        "session": ("sessions", 30, 60),
+        "nobody": ("requests", 60, 60),
+        "mixed": ("users", 25, 30),
+    }
+    assert not found["nobody"].note and "up to" in found["session"].note
+    store.close()
+
+
+@given(sizes)
+@settings(max_examples=60, deadline=None)
+def test_observations_taken_apart_are_independent_ones(pairs: list[tuple[int, int]]) -> None:
+    rows = [(min(k, n), n) for k, n in pairs if n]
+    one = sums_of([k for k, _ in rows], [n for _, n in rows])
+    if one.n < 2:
+        return
+    apart, plain = one.apart, proportion(int(one.hits), one.n)
+    assert share_limits(apart) == pytest.approx((plain.low, plain.high), abs=1e-12)
+    assert apart.variance == pytest.approx(one.naive_variance, rel=1e-9, abs=1e-15)
+    assert (apart.effective, apart.design_effect) == (pytest.approx(one.n), pytest.approx(1.0))
+    low, high = mean_limits(apart)
+    assert low <= one.hits / one.n <= high
+
+
+def test_what_nobody_had_is_bounded_by_users() -> None:
+    """In whatever way the requests of sixty users lie, and as tight as none of so many."""
+    for each in (1, 5, 500):
+        one = sums_of([0] * 60, [each] * 60)
+        assert unseen_limit(one) == pytest.approx(proportion(0, 60).high)
+        assert share_limits(one)[1] <= unseen_limit(one) + 1e-12
+    giant = sums_of([0] * 60, [1] * 59 + [500])
+    assert unseen_limit(giant) > 0.7
+    seen = user_readings({"blocked_rate": sums_of([0] * 60, [20] * 60)})["blocked_rate"]
+    assert seen.note.startswith("none of 1,200 requests had it; users who always have it")
+    assert not user_readings({"blocked_rate": sums_of([1] * 60, [20] * 60)})["blocked_rate"].note
+
+
+def test_all_bad_on_both_sides_is_no_difference(tmp_path: Path) -> None:
+    """Two shares of 1, where the limits of a ratio come out as complex numbers."""
+    store, rows = FeedbackStore(tmp_path / "f.sqlite"), list[Interaction | Feedback]()
+    for number in range(520):
+        rows.append(Interaction(f"r{number}", START, user=f"u{number}"))
+        rows.append(Feedback(f"f{number}", f"r{number}", "explicit", "thumbs_down", START))
+        if number < 35:
+            rows.append(Feedback(f"c{number}", f"r{number}", "implicit", "copied", START))
+    store.write(rows)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        row = signals_and_ratings(store, WINDOW).loc["copied"]
+    assert (row["difference"], row["ratio"], row["verdict"]) == (0, 1, "no difference shown")
+    assert row["ratio_low"] == pytest.approx(1.0, abs=1e-3)
+    store.close()
+
+
+def test_a_report_tells_weeks_where_days_have_too_little(tmp_path: Path) -> None:
+    """Ten ratings a day: no day has a satisfaction, both whole weeks have; the page says so."""
+    store, rows = FeedbackStore(tmp_path / "f.sqlite"), list[Interaction | Feedback]()
+    for number in range(17 * 40):
+        at = START + timedelta(minutes=36 * number)
+        rows.append(Interaction(f"r{number}", at, "Hi", user=f"u{number % 50}", latency_ms=900.0))
+        if number % 4 == 0:
+            rows.append(Feedback(f"f{number}", f"r{number}", "explicit", "thumbs_up", at))
+    store.write(rows)
+    report = FeedbackAnalyzer(store).report(Window(START, START + timedelta(days=17)), by=[])
+    assert steps_of(report, "satisfaction_rate") == "week"
+    assert steps_of(report, "latency_p50") == "day"
+    weeks = report.weekly
+    assert weeks.time.tolist() == [pd.Timestamp(START + timedelta(days=d)) for d in (3, 10)]
+    assert weeks.satisfaction_rate_n.tolist() == [70, 70]
+    assert set(weeks.columns) >= set(report.daily.columns)
+    told = "0 of 17 days have a value, 10 rated are too few. The chart is by week."
+    assert f"Satisfaction: {told}" in day_notes(report)
+    fast = daily_metrics(store, WINDOW)
+    assert gaps_of(fast, "satisfaction_rate") == "0 of 10 days have a value, 10 rated are too few"
+    assert gaps_of(fast, "latency_p50") == ""
+    paths = write_feedback_report(report, tmp_path / "out")
+    assert len(pd.read_csv(paths["weekly"])) == 2
+    page = paths["html"].read_text()
+    assert told in page and "In short" in page
+    short = FeedbackAnalyzer(store).report(Window(START, START + timedelta(days=5)), by=[])
+    assert short.weekly.empty and steps_of(short, "satisfaction_rate") == "day"
+    assert "<svg" in as_page(short)
+    store.close()
+
+
+def test_a_day_of_two_users_is_hollow_and_a_thin_label_has_a_star(tmp_path: Path) -> None:
+    """By requests among what is by users: marked in the drawing, in the table and in words."""
+    store, rows = FeedbackStore(tmp_path / "f.sqlite"), list[Interaction]()
+    for number in range(10 * 60):
+        day, user = divmod(number, 60)
+        who = f"u{user % 2 if day == 4 else user % 40}"
+        topic = "rare" if user % 40 < 2 else "usual"
+        at, tags = START + timedelta(days=day, minutes=user), {"topic": topic}
+        rows.append(Interaction(f"r{number}", at, "Hi", user=who, cost_usd=0.001, tags=tags))
+    store.write(rows)
+    report = FeedbackAnalyzer(store).report(WINDOW, by=["tags.topic"])
+    by = report.daily.blocked_rate_by.tolist()
+    assert by == ["users"] * 4 + ["requests"] + ["users"] * 5
+    assert few_users(report) and "Hollow" in as_page(report)
+    table = label_table(report, "tags.topic")
+    assert table.loc["rare", "Blocked"].endswith(" *")
+    assert not table.loc["usual", "Blocked"].endswith("*")
+    few = FeedbackAnalyzer(store).report(WINDOW, {"user": ["u0", "u1"]}, by=["tags.topic"])
+    assert not few_users(few) and " *" not in label_table(few, "tags.topic").to_string()
+    store.close()
+
+
+def test_a_page_of_hostile_labels_and_filters_is_text(tmp_path: Path) -> None:
+    store, evil = FeedbackStore(tmp_path / "f.sqlite"), "<img src=x onerror=alert(1)> & \u202e"
+    store.write(
+        Interaction(f"r{n}", START, evil, user=evil, model=evil, tags={"<b>x": evil})
+        for n in range(40)
+    )
+    where = {"model": [evil, "other"], "user": evil}
+    report = FeedbackAnalyzer(store).report(WINDOW, where, by=["model", "tags.<b>x"])
+    page = as_page(report, title=evil)
+    assert "<img" not in page and "<b>" not in page
+    assert "&lt;img" in page and " or other" in page
     store.close()

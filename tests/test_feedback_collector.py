@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import resource
 import signal
 import sqlite3
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from llmops_kit.feedback.feedback_store import FeedbackStore
 from llmops_kit.feedback.interactions import Feedback, Interaction, hash_user, utc_now
 from llmops_kit.feedback.logged_llm import logged, read_meta, request_context
 from llmops_kit.feedback.spill import Spill, from_line, to_line
-from llmops_kit.feedback.storing import WITHHELD
+from llmops_kit.feedback.storing import WITHHELD, Tally
 from llmops_kit.llm import LLM, Event, Prompt, Reply, ScriptedLLM
 
 
@@ -205,7 +206,7 @@ def test_an_old_spill_file_and_the_queue_bring_no_erased_user_back(tmp_path: Pat
             go.wait(10)
             store.write(records)
 
-    one._keeper.store, one._keeper._retry_at = Held(), 0.0
+    one._keeper.store, one._keeper.retry_at = Held(), 0.0
     one.log_interaction("queued", "p", "r", user="ann")
     assert held.wait(10)  # the writer's thread has it in its hands
     hashed = hash_user("ann", "key")
@@ -231,6 +232,10 @@ def test_mistakes_of_the_caller_are_said(tmp_path: Path) -> None:
         lambda: one.log_interaction("r", "p", "r", modell="m"),
         lambda: one.log_interaction("r", "p", "r", latency_ms=-1.0),
         lambda: one.record_feedback("r", "stars", value=9),
+        lambda: one.record_feedback("r", "thumbsdown"),
+        lambda: one.record_feedback("r", "copied"),
+        lambda: one.record_feedback("r", "correction", comment="no text", text=" "),
+        lambda: one.record_implicit_feedback("r", "copyed"),
         lambda: one.record_score("r", "faithful", 1.0, ""),
         lambda: FeedbackCollector(Flaky(), size=0),
     ):
@@ -313,6 +318,206 @@ def test_a_forked_worker_logs_on_its_own(tmp_path: Path) -> None:
     assert os.waitpid(child, 0)[1] == 0
     assert one.close()
     assert {row.request_id for row in store.read(Interaction)} == {"parent", "child"}
+
+
+def in_a_fork(child: Callable[[], object]) -> None:
+    """Run this in a forked process, which must end well within a minute."""
+    process = os.fork()
+    if process == 0:
+        signal.alarm(60)
+        os._exit(0 if child() else 1)
+    assert os.waitpid(process, 0)[1] == 0
+
+
+def test_a_fork_while_the_writer_holds_every_lock(tmp_path: Path) -> None:
+    store = FeedbackStore(tmp_path / "feedback.sqlite")
+    one = collector(store, tmp_path)
+    for number in range(20):
+        one.log_interaction(f"parent{number}", "p", "r")
+    assert one.flush()
+
+    def four_threads() -> bool:
+        together = threading.Barrier(4)
+
+        def log(name: int) -> None:
+            together.wait()
+            for number in range(50):
+                one.log_interaction(f"child{name}-{number}", "p", "r")
+
+        threads = [threading.Thread(target=log, args=[name]) for name in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return one.flush(50) and one.counters.queued == one.counters.written == 200
+
+    tally, queue = one._keeper.tally, one._queue
+    with tally._lock, queue._line._changed, queue._starting:
+        in_a_fork(four_threads)
+    assert one.close()
+    assert store.count(Interaction) == 220
+
+    def too_late() -> bool:
+        one.add(Interaction("late"))
+        return one.counters.dropped == 1  # the parent has closed it
+
+    in_a_fork(too_late)
+
+
+def test_a_record_that_was_changed_takes_no_other_along(tmp_path: Path) -> None:
+    store = FeedbackStore(tmp_path / "feedback.sqlite")
+    one = collector(store, tmp_path)
+    some = [Interaction(f"r{number}", response="r") for number in range(100)]
+    some[37].tags = {"handle": object()}  # type: ignore[dict-item]
+    with pytest.raises(DataError, match="no record"):
+        one.add("text")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="tags"):
+        one.add(some[37])
+    for record in (*some[:37], *some[38:]):
+        one.add(record)
+        record.response = record.tags = None  # type: ignore[assignment]
+    one._put(some[37])  # even if one comes through
+    assert one.close()
+    assert (one.counters.written, one.counters.refused, one.counters.lost) == (99, 1, 0)
+    assert {row.response for row in store.read(Interaction)} == {"r"}
+    assert "object object" in one.spill.refused.read_text()
+    assert balanced(one)
+
+
+def test_a_changed_record_in_an_outage_takes_no_other_along(tmp_path: Path) -> None:
+    one = collector(Flaky(StoreError("down.")), tmp_path)
+    some = [Interaction(f"r{number}") for number in range(50)]
+    some[7].tags = {"handle": object()}  # type: ignore[dict-item]
+    for record in some:
+        one._put(record)
+    assert one.close()
+    assert (one.counters.spilled, one.counters.refused, one.counters.lost) == (49, 1, 0)
+    assert len(one.spill.path.read_text().splitlines()) == 49
+
+
+def test_odd_findings_and_a_guard_that_exits_lose_nothing(tmp_path: Path) -> None:
+    def redact(text: str) -> str:
+        return sys.exit(1) if text == "exit" else text.replace("ann", "[NAME]")
+
+    store = Flaky()
+    one = collector(store, tmp_path, redact=redact)
+    odd: Any = ["of ann", {"guard": "pii", "kind": "name", "seen": {"text": "ann"}}, 3]
+    one.log_interaction("r1", "exit", "ann", findings=odd)
+    spoiled = Interaction("r2")
+    spoiled.tags = None  # type: ignore[assignment]
+    one._put(spoiled)
+    one.log_interaction("r3", "p", "r")
+    assert not one.close()  # one is lost
+    assert (store.rows["r1"].prompt, store.rows["r1"].response) == (WITHHELD, "[NAME]")
+    assert store.rows["r1"].findings[0] == "of [NAME]"
+    assert store.rows["r1"].findings[1] == {
+        "guard": "pii",
+        "kind": "name",
+        "seen": {"text": "[NAME]"},
+    }
+    assert (one.counters.written, one.counters.lost, balanced(one)) == (2, 1, True)
+
+
+def test_a_refused_record_waits_where_it_cannot_be_put_aside(tmp_path: Path) -> None:
+    (tmp_path / "spill.jsonl.refused").mkdir()
+    store = Flaky()
+    one = collector(store, tmp_path)
+    for number in range(100):
+        one.log_interaction(f"r{number}", "p", "poison" if number == 50 else "r")
+    assert one.flush()
+    assert (len(store.rows), one.counters.spilled, one.counters.lost) == (99, 1, 0)
+    (tmp_path / "spill.jsonl.refused").rmdir()
+    assert eventually(lambda: one.counters.refused == 1)
+    assert "r50" in one.spill.refused.read_text()
+    assert one.close()
+
+
+def test_what_cannot_be_read_back_stops_nothing_new(tmp_path: Path) -> None:
+    class Stumbling(Flaky):
+        def write(self, records: Sequence[Any]) -> None:
+            if any(one.request_id == "old" for one in records):
+                raise StoreError("it stumbles over something old.")
+            super().write(records)
+
+    Spill(tmp_path / "spill.jsonl").append([Interaction("old")])
+    one = collector(Stumbling(), tmp_path)
+    assert eventually(lambda: one.counters.problem)
+    for number in range(40):
+        one.log_interaction(f"r{number}", "p", "r")
+        time.sleep(0.005)
+    assert one.flush()
+    assert (one.counters.written, one.counters.spilled) == (40, 0)
+    assert one.spill.waits()
+    assert one.close()
+
+
+def test_an_outage_is_told_once_and_again_later(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tally, now = Tally(), [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    for _ in range(30):
+        tally.fault("down.")
+        tally.fault("full.")
+    assert [one.getMessage()[-5:] for one in caplog.records] == ["down.", "full."]
+    now[0] += 601
+    tally.fault("down.")
+    assert len(caplog.records) == 3
+    for number in range(1000):
+        tally.fault(f"{number}")
+    assert len(tally._told) < 200
+
+
+GIVES_UP = """
+from llmops_kit.feedback.collector import FeedbackCollector
+class Down:
+    def write(self, records): raise OSError("down")
+collector = FeedbackCollector(Down(), spill="/proc/none/spill", retry_s=0.2)
+for number in range(5):
+    collector.log_interaction(f"r{number}", "p", "r")
+"""
+
+
+def test_what_is_lost_at_the_end_of_a_program_is_told() -> None:
+    command = [sys.executable, "-c", GIVES_UP]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    lost = re.findall(r"(\d) records of feedback are lost", done.stderr)
+    assert sum(map(int, lost)) == 5
+
+
+def test_background_has_a_thread_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def work(some: list[int]) -> None:
+        if 3 in some:
+            sys.exit("a guard that ends programs")
+        seen.extend(some)
+
+    queue = Background(work, batch=1, idle_s=0.05)
+    assert all(queue.put(number) for number in range(6))
+    assert queue.close()
+    assert seen == [0, 1, 2, 4, 5]
+    with monkeypatch.context() as patched:
+        start = "can't start new thread"
+        patched.setattr(
+            threading.Thread, "start", lambda self: (_ for _ in ()).throw(RuntimeError(start))
+        )
+        late = Background(work, idle_s=0.05)
+        assert late.put(7)
+        assert not late.flush(0.1)
+    assert late.put(8)
+    assert late.close()
+    assert seen[-2:] == [7, 8]
+
+
+def test_a_spill_file_stays_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    spill = Spill("spill.jsonl")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    spill.append([Interaction("r1")])
+    assert (tmp_path / "spill.jsonl").exists()
+    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 def test_two_collectors_share_a_spill_file(tmp_path: Path) -> None:
@@ -418,6 +623,39 @@ def test_every_end_of_a_call_is_logged_once(tmp_path: Path) -> None:
     assert rows["whole odd meta"].findings == rows["whole odd meta"].chunk_ids == []
 
 
+def test_answers_and_failures_have_one_model(tmp_path: Path) -> None:
+    class Dated(LLM):
+        name = "openai:m"
+
+        async def agenerate(self, prompt: Prompt, **params: Any) -> Completion:
+            if prompt == "fail":
+                raise ProviderError("429")
+            return Completion("fine", "m-2026-01-01")
+
+    store = Flaky()
+    one = collector(store, tmp_path)
+    llm = logged(Dated(), one)
+    llm.generate("q")
+    logged(Dated(), one, versions={"model": "our own name"}).generate("q")
+    with pytest.raises(ProviderError):
+        llm.generate("fail")
+    assert one.close()
+    rows = sorted(store.rows.values(), key=lambda row: row.time)
+    assert {row.model for row in rows} == {"openai:m"}
+    assert [row.versions.get("model") for row in rows] == ["m-2026-01-01", "our own name", None]
+
+
+def test_a_misspelt_kind_is_answered_with_the_near_one(tmp_path: Path) -> None:
+    one = FeedbackCollector(Flaky(), spill=tmp_path / "spill")
+    with pytest.raises(DataError, match="did you mean 'thumbs_down'") as error:
+        one.record_feedback("r", "thumbsdown")
+    assert "add(Feedback(...))" in str(error.value)
+    with pytest.raises(DataError, match="did you mean 'copied'"):
+        one.record_implicit_feedback("r", "copyed")
+    one.add(Feedback("own", "r", "implicit", "opened the source"))  # a kind of one's own
+    assert one.close() and one.counters.written == 1
+
+
 def test_a_user_without_a_key_still_gets_the_answer(tmp_path: Path) -> None:
     one = FeedbackCollector(Flaky(), spill=tmp_path / "spill")
     with request_context("r1", user="ann"):
@@ -454,3 +692,49 @@ def test_meta_of_guardrails_and_retrieval_is_read() -> None:
     assert (read["chunk_ids"], read["versions"]) == (["a:0-1", "b:0-1"], {"policy": "abc"})
     with pytest.raises(ProviderError):
         logged(ScriptedLLM([]), collector(Flaky(), Path("/tmp"))).generate("q")
+
+
+def test_an_odd_call_still_gets_its_answer(tmp_path: Path) -> None:
+    class Pieces:
+        """An iterator without `aclose`."""
+
+        def __init__(self) -> None:
+            self.items: list[Any] = ["a", Event("complete", completion=Completion("a"))]
+
+        def __aiter__(self) -> "Pieces":
+            return self
+
+        async def __anext__(self) -> Any:
+            if not self.items:
+                raise StopAsyncIteration
+            return self.items.pop(0)
+
+    class Bare(LLM):
+        async def agenerate(self, prompt: Prompt, **params: Any) -> Completion:
+            return Completion("a", meta=None if prompt == "no meta" else {})  # type: ignore[arg-type]
+
+        def astream(self, prompt: Prompt, **params: Any) -> Any:
+            return Pieces()
+
+    one = collector(Flaky(), tmp_path)
+    llm = logged(Bare(), one)
+    prompts: list[Any] = ["no meta", None, ["x"], [{"role": "user", "content": "x"}], 5]
+    assert [llm.generate(prompt).text for prompt in prompts] == ["a"] * 5
+    assert one.counters.dropped == 5
+    assert len(list(llm.stream("q"))) == 2
+    assert one.close()
+    assert one.counters.written == 1
+
+
+def test_a_context_that_another_task_closes(tmp_path: Path) -> None:
+    async def answer() -> AsyncIterator[int]:
+        with request_context("r1"):
+            yield 1
+            yield 2
+
+    async def left() -> None:
+        stream: Any = answer()
+        assert await asyncio.create_task(anext(stream)) == 1
+        await stream.aclose()
+
+    asyncio.run(left())

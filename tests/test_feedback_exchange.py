@@ -5,11 +5,16 @@ import csv
 import gzip
 import itertools
 import json
+import os
+import resource
+import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,8 +24,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmops_kit.core import DataError
-from llmops_kit.feedback.datafiles import moment, rows_of
+from llmops_kit.core import DataError, StoreError
+from llmops_kit.feedback.datafiles import MOST, moment, rows_of
 from llmops_kit.feedback.datatables import from_cell, to_cell
 from llmops_kit.feedback.exchange import read_log, read_records, write_log, write_records
 from llmops_kit.feedback.feedback_store import FeedbackStore
@@ -28,6 +33,7 @@ from llmops_kit.feedback.foreign import MODEL, flattened, numbered, said
 from llmops_kit.feedback.interactions import Feedback, Interaction, hash_user
 from llmops_kit.feedback.langfuse import read_langfuse
 from llmops_kit.feedback.otel import (
+    TracedSpan,
     from_value,
     nanoseconds,
     to_attributes,
@@ -35,11 +41,12 @@ from llmops_kit.feedback.otel import (
     to_value,
     write_spans,
 )
-from llmops_kit.feedback.otel_read import spans_of
+from llmops_kit.feedback.otel_read import requests_of, spans_of
 from llmops_kit.feedback.phoenix import read_phoenix
 from llmops_kit.feedback.spans import read_spans
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
+KIND = "openinference.span.kind"
 SETTINGS = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -193,8 +200,9 @@ def test_a_refused_file_writes_nothing_and_names_every_row(tmp_path: Path) -> No
     store = FeedbackStore(tmp_path / "store.sqlite")
     with pytest.raises(DataError) as error:
         read_log(tmp_path / "log.jsonl", store)
-    named = [f"log.jsonl, line {number}" for number in (4, 1201, 2500)]
-    assert all(place in str(error.value) for place in named) and not store.count(Interaction)
+    told, named = str(error.value), [f"log.jsonl, line {number}" for number in (4, 1201, 2500)]
+    assert all(place.partition(", ")[2] in told for place in named) and named[0] in told
+    assert not store.count(Interaction)
     bad: list[DataError] = []
     done = read_log(tmp_path / "log.jsonl", store, bad)
     assert [one.where for one in bad] == named and (done.new, done.bad) == (2497, 3)
@@ -228,6 +236,181 @@ def test_a_parquet_file_that_is_cut_or_spoiled_is_named(tmp_path: Path) -> None:
         bad: list[DataError] = []
         read = list(read_records(path, bad))
         assert bad and "log.interactions.parquet" in bad[0].where and len(read) < 5000
+
+
+def table_with(tmp_path: Path, **columns: Any) -> Path:
+    """A Parquet file of three interactions, with these columns."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    plain = {"request_id": pa.array(["r1", "r2", "r3"]), "time": pa.array([START] * 3)}
+    pq.write_table(pa.table({**plain, **columns}), tmp_path / "odd.parquet")
+    return tmp_path / "odd.parquet"
+
+
+def test_parquet_values_that_python_has_not_are_named_and_the_others_read(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    letters = pa.array([0, 1, 2, 3], pa.int32()).buffers()[1]
+    for name, column in (
+        ("time", pa.array([1, 10**15, 2], pa.timestamp("s", "UTC"))),
+        ("time", pa.array([1, -(10**17), 2], pa.timestamp("ms", "UTC"))),
+        ("prompt", pa.Array.from_buffers(pa.string(), 3, [None, letters, pa.py_buffer(b"a\xffb")])),
+    ):
+        bad: list[DataError] = []
+        read = list(read_records(table_with(tmp_path, **{name: column}), bad))
+        assert [one.request_id for one in read if isinstance(one, Interaction)] == ["r1", "r3"]
+        assert [one.where for one in bad] == [f"odd.parquet, row 2, {name!r}"]
+
+
+def test_parquet_types_of_other_writers_are_read(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    for name, column, wanted in (
+        ("cost_usd", pa.array([1, 2, 3], pa.decimal128(9, 2)), [1.0, 2.0, 3.0]),
+        ("cost_usd", pa.array([1.0, 2.0, None], pa.float32()), [1.0, 2.0, None]),
+        ("input_tokens", pa.array([1.0, 2.0, 3.0]), [1, 2, 3]),
+        ("model", pa.array(["a", "b", "a"]).dictionary_encode(), ["a", "b", "a"]),
+        ("prompt", pa.array(["a", None, "c"], pa.large_string()), ["a", "", "c"]),
+        ("time", pa.array([1, 1500, 2999], pa.timestamp("ns", "+05:30")), [0, 1, 2]),
+    ):
+        bad: list[DataError] = []
+        read = list(read_records(table_with(tmp_path, **{name: column}), bad))
+        values = [getattr(one, name) for one in read]
+        if name == "time":
+            values = [one.microsecond for one in values]
+        assert (values, bad) == (wanted, []), (name, column.type)
+
+
+def test_names_in_capitals_and_lines_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = json.dumps({"record": "Interaction", "request_id": "r1", "time": "2026-11-01T00:00:00Z"})
+    for name, text in (("LOG.JSONL.GZ", row), ("log.csv.gz", "request_id,time\nr1,2026-11-01Z\n")):
+        (tmp_path / name).write_bytes(gzip.compress(text.encode()))
+        assert len(list(rows_of(tmp_path / name, []))) == 1
+    monkeypatch.setattr("llmops_kit.feedback.datafiles._LONGEST", 1 << 20)
+    bomb = gzip.compress(b"0" * (50 << 20))  # 50 KB hold a line of 50 MiB
+    for suffix in ("jsonl", "csv", "json"):
+        path = tmp_path / f"bomb.{suffix}.gz"
+        path.write_bytes(gzip.compress(f"{row}\n".encode()) + bomb)
+        bad: list[DataError] = []
+        tracemalloc.start()
+        read = list(rows_of(path, bad))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 12 << 20 and len(bad) == 1 and "MiB" in bad[0].what
+        assert len(read) == (suffix == "jsonl")
+
+
+@contextmanager
+def small_disk(most: int) -> Iterator[None]:
+    """No file can grow beyond this many bytes, as on a disk that is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_an_export_to_a_full_disk_is_a_sentence(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"log{suffix}"
+    write_records([some(1)], path)
+    before = {one.name: one.read_bytes() for one in tmp_path.iterdir()}
+    long = (Interaction(f"r{n}", prompt=os.urandom(500).hex()) for n in range(3000))
+    with small_disk(100_000), pytest.raises(DataError, match=r"cannot be written.*Free some space"):
+        write_records(long, path)
+    assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == before
+
+
+def test_an_import_without_room_to_sort_is_a_sentence(tmp_path: Path) -> None:
+    rows = [span_line(number, said="y" * 20_000) for number in range(400)]
+    (tmp_path / "spans.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    store = FeedbackStore(tmp_path / "store.sqlite")
+    with small_disk(100_000), pytest.raises(StoreError, match=r"rows cannot be sorted.*TMPDIR"):
+        read_spans(tmp_path / "spans.jsonl", store)
+    assert store.count(Interaction) == 0
+
+
+def span_line(*numbers: int, said: str = "q", **fields: Any) -> dict[str, Any]:
+    """A line of OTLP/JSON with a span for each number; `fields` go into the last."""
+    at = {"gen_ai.operation.name": "chat", "input.value": said}
+    told = {"name": "chat", "startTimeUnixNano": "1793491200000000000"}
+    spans = [{"traceId": f"{n + 1:032x}", "spanId": f"{n + 1:016x}", **told} for n in numbers]
+    for span in spans:
+        span |= {"endTimeUnixNano": "1793491201000000000", "attributes": to_attributes(at)}
+    spans[-1] |= fields
+    return {"resourceSpans": [{"scopeSpans": [{"spans": spans}]}]}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"startTimeUnixNano": float("inf")},
+        {"endTimeUnixNano": float("nan")},
+        {"startTimeUnixNano": "9" * 5000},
+        {"events": [{"name": "x", "timeUnixNano": float("inf")}]},
+        {"attributes": [{"key": "gen_ai.usage.input_tokens", "value": {"intValue": 1e999}}]},
+    ],
+)
+def test_a_number_out_of_range_takes_no_other_span_along(
+    tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    (tmp_path / "spans.jsonl").write_text(json.dumps(span_line(1, 2, 3, **fields)))
+    store, bad = FeedbackStore(tmp_path / "store.sqlite"), list[DataError]()
+    done = read_spans(tmp_path / "spans.jsonl", store, bad)
+    assert (done.interactions, len(bad)) == (2, 1)
+    assert "line 1, spans 3" in bad[0].where
+
+
+def test_many_calls_and_retrievers_under_one_parent_take_linear_time() -> None:
+    def trace(size: int) -> list[TracedSpan]:
+        about = (("RETRIEVER", 0), ("LLM", 3))
+        return [
+            TracedSpan("t", f"{n}{kind}", "job", "", 10 * n + at, 10 * n + at + 1, {KIND: kind})
+            for n in range(1, size + 1)
+            for kind, at in about
+        ]
+
+    took = []
+    for size in (500, 5000):
+        spans, began = trace(size), time.process_time()
+        requests = requests_of(spans, Counter())
+        took.append(time.process_time() - began)
+        assert [len(one.spans) for one in requests] == [2] * size
+    assert took[1] < 40 * took[0] + 0.1
+
+
+@pytest.mark.parametrize("value", ["²", "--5", "9" * 5000, "1e400", float("inf"), True, [], "-"])
+def test_a_time_that_is_none_is_a_sentence(value: Any) -> None:
+    with pytest.raises(DataError, match="is not a time"):
+        moment(value)
+
+
+def test_a_score_that_a_table_has_as_nan_is_none(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    span = {"context.span_id": ["s1"], "context.trace_id": ["t1"], "span_kind": ["LLM"]}
+    pq.write_table(
+        pa.table({**span, "start_time": [START], "end_time": [START]}), tmp_path / "s.parquet"
+    )
+    note = {"span_id": ["s1"], "annotation_name": ["tone"], "annotator_kind": ["LLM"]}
+    score = {"result.score": [float("nan")], "result.label": ["kind"], "created_at": [START]}
+    pq.write_table(pa.table({**note, **score}), tmp_path / "a.parquet")
+    store = FeedbackStore(tmp_path / "store.sqlite")
+    done = read_phoenix([tmp_path / "s.parquet", tmp_path / "a.parquet"], store)
+    assert (done.interactions, done.feedback) == (1, 1)
+    (said,) = store.read(Feedback)
+    assert (said.value, said.category) == (None, "kind")
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+@pytest.mark.parametrize("line", ["{", '{"a": 1}', "a,b,c"])
+def test_a_file_of_nothing_but_faults_ends_early(tmp_path: Path, suffix: str, line: str) -> None:
+    path, bad = tmp_path / f"log.{suffix}", list[DataError]()
+    path.write_text("request_id,time\n" * (suffix == "csv") + f"{line}\n" * 60_000)
+    done = read_log(path, FeedbackStore(tmp_path / "store.sqlite"), bad)
+    assert done.new == 0 and len(bad) == MOST + 1
+    assert "what comes after is not read" in bad[-1].what
 
 
 @given(value=plain | st.binary(max_size=9) | st.integers(-(2**63), 2**63 - 1))
@@ -681,6 +864,60 @@ def test_spans_without_a_key_keep_no_user(tmp_path: Path) -> None:
     assert done.left_out == {"user without a key": 1}
     text = json.dumps([one.to_dict() for one in store.read(Interaction)])
     assert "ana" not in text
+
+
+def test_a_log_with_names_is_read_as_other_imports_are(tmp_path: Path) -> None:
+    hashed = hash_user("bo", "key")
+    log = [some(1, user="ann"), some(2, user=hashed), some(3)]
+    write_records(
+        [*log, Feedback("f", "r", "explicit", "comment", START, user="ann")], tmp_path / "l.jsonl"
+    )
+    store = FeedbackStore(tmp_path / "store.sqlite")
+    assert read_log(tmp_path / "l.jsonl", store).left_out == {"user without a key": 2}
+    assert [one.user for one in store.read(Interaction)] == ["", hashed, ""]
+    assert next(store.read(Feedback)).user == ""
+    keyed = FeedbackStore(tmp_path / "keyed.sqlite")
+    assert read_log(tmp_path / "l.jsonl", keyed, user_key="key").left_out == {}
+    assert next(keyed.read(Feedback)).user == hash_user("ann", "key")
+
+
+def test_the_model_that_was_asked_groups_answers_and_failures(tmp_path: Path) -> None:
+    names = {"gen_ai__request__model": "m", "gen_ai__operation__name": "chat"}
+    answered, failed = call(1, gen_ai__response__model="m-2026", **names), call(2, **names)
+    (tmp_path / "t.jsonl").write_text(otlp(answered, {**failed, "status": {"code": 2}}))
+    store = FeedbackStore(tmp_path / "store.sqlite")
+    read_spans(tmp_path / "t.jsonl", store)
+    rows = list(store.read(Interaction))
+    assert [(one.model, one.versions) for one in rows] == [("m", {"model": "m-2026"}), ("m", {})]
+    write_spans(store, tmp_path / "own.jsonl")
+    told = (tmp_path / "own.jsonl").read_text()
+    assert all(name in told for name in ('{"stringValue":"m-2026"}', "gen_ai.response.model"))
+    other = FeedbackStore(tmp_path / "other.sqlite")
+    read_spans(tmp_path / "own.jsonl", other)
+    assert list(other.read(Interaction)) == rows
+
+
+def test_a_file_of_metrics_says_why_it_gives_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_text('{"resourceMetrics": []}\n' * 3)
+    done = read_spans(tmp_path / "m.jsonl", FeedbackStore(tmp_path / "store.sqlite"))
+    assert (done.interactions, done.left_out) == (0, {"line of metrics": 3})
+
+
+@pytest.mark.parametrize("read", [read_spans, read_langfuse, read_phoenix])
+def test_a_meaning_that_there_is_not_is_refused(tmp_path: Path, read: Any) -> None:
+    (tmp_path / "t.jsonl").write_text("")
+    store = FeedbackStore(tmp_path / "store.sqlite")
+    read(tmp_path / "t.jsonl", store, names={"csat": "thumbs"})
+    with pytest.raises(DataError, match="'thumb' is no meaning") as error:
+        read(tmp_path / "t.jsonl", store, names={"csat": "thumb"})
+    assert "csat" in str(error.value) and "thumbs, stars, correction" in str(error.value)
+
+
+def test_spans_of_phoenix_are_no_export_of_langfuse(tmp_path: Path) -> None:
+    row = {"context": {"trace_id": "t", "span_id": "s"}, "name": "chat", "start_time": "2026-11-02"}
+    (tmp_path / "p.jsonl").write_text(json.dumps(row))
+    with pytest.raises(DataError, match="no trace, observation or score of Langfuse"):
+        read_langfuse(tmp_path / "p.jsonl", FeedbackStore(tmp_path / "store.sqlite"))
 
 
 MAIL = "write to ann@example.com"

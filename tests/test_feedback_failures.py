@@ -562,13 +562,68 @@ def test_a_split_stays_when_rows_are_added(store: FeedbackStore) -> None:
 @QUICK
 @given(st.lists(st.text(max_size=40), max_size=12))
 def test_likeness_is_mutual(texts: list[str]) -> None:
-    near = alike(texts, 0.8)
-    assert all(a in near[b] for a, others in enumerate(near) for b in others)
-    assert all(
-        topics(texts, 0.8)[a] == topics(texts, 0.8)[b]
-        for a, others in enumerate(near)
-        for b in others
-    )
+    numbers = topics(texts, 0.8)
+    for a, one in enumerate(texts):
+        for b, other in enumerate(texts):
+            assert alike(one, other, 0.8) == alike(other, one, 0.8)
+            assert numbers[a] == numbers[b] or not alike(one, other, 0.8)
+            assert numbers[a] == numbers[b] or plain_words(one) != plain_words(other)
+
+
+def test_one_sentence_said_by_thousands_is_one_topic_in_bounded_time() -> None:
+    def seconds(count: int) -> float:
+        texts = ["Where is my bill?", "where is my bill", "How do I pay?"] * (count // 3)
+        started = time.process_time()
+        assert len(set(topics(texts, 0.8))) == 2
+        return time.process_time() - started
+
+    seconds(300)
+    assert seconds(30_000) < 30 * seconds(3000) + 0.5
+
+
+def test_hundreds_of_quarrels_are_settled(store: FeedbackStore) -> None:
+    store.write([one for n in range(600) for one in corrected(n, "Which?", "?", f"Part {n}.")])
+    found = corrections(store, MONTH)
+    assert found.rows == [] and found.reasons == {"conflict": 600}
+    assert all(one.other and one.other != one.id for one in found.left_out)
+
+
+def test_a_redactor_sees_every_text_that_goes_out(store: FeedbackStore) -> None:
+    told = Interaction("r1", START, "ann asks", "ann gets", tags={"desk": "ann"})
+    said = Feedback("f1", "r1", "explicit", "correction", START, text="ann wants")
+    store.write([told, said])
+    found = corrections(store, MONTH, redact=lambda text: text.replace("ann", "[NAME]"))
+    assert "ann" not in json.dumps([*found.training_rows(), *found.eval_cases()])
+    assert found.rows[0].tags == {"desk": "[NAME]"}
+
+
+@pytest.mark.parametrize(
+    ("prompts", "label"),
+    [
+        (["如何重置我的密码？", "忘记密码了怎么重置？", "怎样修改密码？"], "密码"),
+        (["รหัสผ่าน ลืม", "รหัสผ่าน ใหม่", "เปลี่ยน รหัสผ่าน", "รหัสผ่าน หาย"], "รหัสผ่าน"),
+        (["पासवर्ड भूल गया", "पासवर्ड बदलें", "नया पासवर्ड", "पासवर्ड कहाँ"], "पासवर्ड"),
+        (["a" * 1_000_000 + str(n) for n in range(3)], "a" * 60),
+        (["| <b>1</b> |" + str(n) for n in range(3)], "b 1 /b "),
+        (["😀"], "(no words)"),
+        ([""], "(no words)"),
+    ],
+)
+def test_a_group_has_a_short_label_in_any_script(prompts: list[str], label: str) -> None:
+    class Alike(Topics):
+        def _encode(self, texts: list[str], kind: str, progress: bool) -> np.ndarray:
+            return np.tile(np.eye(1, self.dim, dtype=np.float32), (len(texts), 1))
+
+    found = [a_negative(n, prompts[n % len(prompts)]) for n in range(12)]
+    [group_] = failure_patterns(found, Alike()).groups
+    assert label in group_.label and len(group_.label) <= 230 and "<" not in group_.label
+    assert group_.count == 12
+
+
+def test_a_new_group_rises_by_a_number(store: FeedbackStore) -> None:
+    weeks = [Week(START, 0, 1000), Week(START + timedelta(days=7), 12, 1000)]
+    ratio = trend(weeks).ratio
+    assert ratio is not None and 1 < ratio.low < ratio.value <= ratio.high < 100
 
 
 def test_importing_is_light() -> None:

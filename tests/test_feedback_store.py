@@ -21,7 +21,15 @@ from llmops_kit.core import DataError, StoreError
 from llmops_kit.feedback import erase, schema, upgrades
 from llmops_kit.feedback.database import Database
 from llmops_kit.feedback.feedback_store import FeedbackStore, Written
-from llmops_kit.feedback.interactions import Feedback, Interaction, as_utc, new_id, word_diff
+from llmops_kit.feedback.interactions import (
+    Feedback,
+    Interaction,
+    as_utc,
+    hash_user,
+    new_id,
+    utc_now,
+    word_diff,
+)
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
 
@@ -127,6 +135,68 @@ def test_a_changed_mind_and_a_retraction(where: str) -> None:
     store.close()
 
 
+def test_a_rating_from_a_clock_that_is_ahead_can_be_taken_back(where: str) -> None:
+    store = FeedbackStore(where)
+    store.write([replace(thumb("f", 0), time=utc_now() + timedelta(hours=1))])
+    store.retract("f")
+    assert store.get(Feedback, ["f"])["f"].retracted
+    assert store.feedback_of(["r000001"]) == {}
+    store.close()
+
+
+def test_a_record_that_was_changed_is_named(where: str) -> None:
+    store = FeedbackStore(where)
+    for name, wrong in (("tags", {"a": object()}), ("prompt", "\ud800"), ("input_tokens", 2**70)):
+        changed = interaction(7)
+        setattr(changed, name, wrong)
+        with pytest.raises(DataError, match="Interaction 'r000007': it cannot be kept as it is"):
+            store.write([interaction(6), changed])
+    assert store.count(Interaction) == 0
+    store.close()
+
+
+def test_names_of_the_greatest_length_fit_every_index(where: str) -> None:
+    store, names = FeedbackStore(where), itertools.count(0x10000)
+    wild = ["".join(chr(next(names)) for _ in range(200)) for _ in range(9)]
+    asked = Interaction(wild[0], START, "", "", *wild[1:4], finish_reason=wild[4])
+    said = Feedback(wild[5], wild[0], "judge", *wild[6:7], START, category=wild[7], judge=wild[8])
+    assert store.write([asked, said]) == Written(new=2)
+    assert list(store.read_with_feedback()) == [(asked, [said])]
+    store.close()
+
+
+def test_ids_that_no_database_holds_are_looked_up_as_they_are_kept(where: str) -> None:
+    store, odd = FeedbackStore(where), "r\0\ud800"
+    asked, said = (
+        Interaction(odd, START, user=odd),
+        Feedback(odd, odd, "explicit", "comment", START),
+    )
+    store.write([asked, said])
+    assert store.get(Interaction, [odd]) == {asked.request_id: asked}
+    assert store.feedback_of([odd]) == {asked.request_id: [said]}
+    store.retract(odd)
+    assert [one.retracted for one in store.versions(Feedback, odd)] == [False, True]
+    assert store.erase_user(odd).interactions == 1
+    assert store.get(Interaction, [odd]) == {} == store.get(Feedback, [odd])
+    store.close()
+
+
+def test_an_erasure_tells_when_a_reader_keeps_the_text(tmp_path: Path) -> None:
+    path = tmp_path / "feedback.sqlite"
+    store = FeedbackStore(path, timeout_s=0.1)
+    store.write([interaction(n, response="mark-of-ann", user="u") for n in range(20)])
+    store.close()
+    with Database(path).reading() as connection:
+        connection.execute(text("SELECT count(*) FROM llm_interactions")).all()
+        with pytest.raises(StoreError, match="erased, but still in the file"):
+            store.erase_user("u")
+        assert store.count(Interaction) == 0  # nobody else finds it
+        assert on_disk(str(path), "mark-of-ann")
+    assert store.erase_user("u") == erase.Erased()
+    assert not on_disk(str(path), "mark-of-ann")
+    store.close()
+
+
 def on_disk(where: str, word: str) -> bool:
     """Whether a word stands in a file of the SQLite database."""
     paths = (Path(where + end) for end in ("", "-wal"))
@@ -161,12 +231,28 @@ def test_erased_rows_are_gone(where: str) -> None:
     store.close()
 
 
+def test_a_plain_name_is_not_said_to_be_erased(where: str) -> None:
+    store = FeedbackStore(where)
+    hashed = hash_user("ann", "key")
+    store.write([interaction(1, user=hashed), interaction(2, user="bo")])
+    for name in ("ann", "ANN", hashed.upper()):
+        with pytest.raises(DataError, match=r"hash_user\(name, key\)"):
+            store.erase_user(name)
+    assert store.write([interaction(3, user="ann")]) == Written(new=1)  # nothing keeps it out
+    assert store.erase_user("ann") == store.erase_user("bo") == erase.Erased(1)
+    assert store.erase_user("bo") == erase.Erased()  # it was here
+    assert store.erase_user(hashed) == erase.Erased(1)
+    assert store.erase_user(hash_user("cem", "key")) == erase.Erased()
+    store.close()
+
+
 NOW = as_utc("2026-11-20T12:00:00Z")
+ANN = "a" * 32  # a hash: a plain name is refused where no row has it
 
 
 def old_log() -> list[Interaction | Feedback]:
     """What two users asked and said, and a judge's scores, before any erasure."""
-    log = [interaction(n, user=("ann", "ben")[n % 2], response="mark") for n in range(40)]
+    log = [interaction(n, user=(ANN, "ben")[n % 2], response="mark") for n in range(40)]
     said = [
         Feedback(f"f{n}", f"r{n:06d}", "explicit", "comment", START, user="ben", comment="mark")
         for n in range(0, 40, 4)
@@ -178,7 +264,7 @@ def old_log() -> list[Interaction | Feedback]:
 
 def erase_at(store: FeedbackStore, monkeypatch: pytest.MonkeyPatch, at: datetime = NOW) -> None:
     monkeypatch.setattr(erase, "utc_now", lambda: at)
-    store.erase_user("ann")
+    store.erase_user(ANN)
 
 
 def test_what_was_erased_does_not_come_back(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,10 +276,10 @@ def test_what_was_erased_does_not_come_back(where: str, monkeypatch: pytest.Monk
     anonymous = [replace(one, user="") for one in log if isinstance(one, Interaction)]
     assert store.write(anonymous[::2]) == Written(erased=20)
     assert (store.count(Interaction), store.count(Feedback)) == (20, 1)
-    late, exact = (interaction(n, user="ann", time=NOW + timedelta(microseconds=n)) for n in (9, 0))
+    late, exact = (interaction(n, user=ANN, time=NOW + timedelta(microseconds=n)) for n in (9, 0))
     fresh = replace(late, request_id="new")
     assert store.write([fresh, replace(exact, request_id="exact")]) == Written(new=1, erased=1)
-    own = Feedback("own", "new", "explicit", "thumbs_up", fresh.time, user="ann")
+    own = Feedback("own", "new", "explicit", "thumbs_up", fresh.time, user=ANN)
     assert store.write([own]) == Written(new=1)
     erase_at(store, monkeypatch, NOW + timedelta(days=1))
     assert store.write([fresh, own, log[1]]) == Written(same=1, erased=2)
@@ -218,7 +304,7 @@ def test_a_record_that_never_arrived_stays_away_too(
     store.close()
 
 
-ERASE = """
+ERASE = f"""
 import sys
 from llmops_kit.feedback import erase
 from llmops_kit.feedback.feedback_store import FeedbackStore
@@ -229,7 +315,7 @@ def slow(*told):
     sys.stdin.readline()
     return step(*told)
 erase._erase_interactions = slow
-store.erase_user("ann")
+store.erase_user({ANN!r})
 """
 
 
@@ -243,8 +329,8 @@ def test_an_erasure_that_was_killed_lets_nothing_in(where: str) -> None:
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert store.write(log[20:40]) == Written(new=10, erased=10)
-    store.erase_user("ann")
-    assert store.count(Interaction, where={"user": "ann"}) == 0
+    store.erase_user(ANN)
+    assert store.count(Interaction, where={"user": ANN}) == 0
     assert store.write(log[:40]) == Written(same=20, erased=20)
     store.close()
 
@@ -263,10 +349,10 @@ def test_writers_and_an_erasure_at_once(where: str) -> None:
     for thread in threads:
         thread.start()
     begun.wait()
-    store.erase_user("ann")
+    store.erase_user(ANN)
     for thread in threads:
         thread.join()
-    assert store.count(Interaction, where={"user": "ann"}) == 0
+    assert store.count(Interaction, where={"user": ANN}) == 0
     assert {one.id for one in store.read(Feedback)} == {"j3"}
     for one in (store, *writers):
         one.close()
@@ -282,7 +368,7 @@ def test_version_3_remembers_erasures_from_now_on(where: str) -> None:
         connection.execute(schema.interactions.insert(), rows)
     database.close()
     store = FeedbackStore(where)
-    assert store.erase_user("ann").interactions == 20
+    assert store.erase_user(ANN).interactions == 20
     assert store.write(old_log()[:40]) == Written(same=20, erased=20)
     store.close()
 

@@ -93,7 +93,8 @@ def test_an_answer_has_its_tokens_its_price_and_its_first_token(log: Log) -> Non
         sent, (turn, row) = server.requests[0], asked[0]
     assert sent.body["stream"] and QUESTION in str(sent.body["messages"])
     assert turn.state == "done" and ANSWER in turn.text
-    assert (row.finish_reason, row.error, row.model) == ("stop", "", "gpt-4o-mini")
+    assert (row.finish_reason, row.error, row.model) == ("stop", "", "openai:gpt-4o-mini")
+    assert row.versions["model"] == "gpt-4o-mini"
     assert row.response == turn.text and row.prompt == QUESTION
     assert (row.input_tokens, row.output_tokens) == (20, 5)
     # 0.15 USD for 1,000,000 tokens in, half of it for the 8 from the provider's cache; 0.6 out

@@ -113,16 +113,17 @@ def test_workbench_serves_its_pages(installed: Path) -> None:
             stdout=file,
             stderr=subprocess.STDOUT,
             env=clean,
-            start_new_session=True,
         )
     try:
         for page in ("", "chunking", "ask"):
             assert "<html" in _fetch(f"http://localhost:{port}/{page}", server, log)
     finally:
-        if server.poll() is None:
-            os.killpg(server.pid, 15)
+        server.terminate()
         server.wait(20)
     assert "Error running application" not in log.read_text()
+    with socket.socket() as probe:  # what was stopped is gone, and no child of it keeps the port
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("localhost", port))
 
 
 def _fetch(url: str, server: subprocess.Popen[bytes], log: Path) -> str:

@@ -145,7 +145,7 @@ def _value(metric: str, counts: Counts) -> tuple[float, int]:
         return values.at_rank(max(1, math.ceil(q * values.n)))[0], values.n
     return float(counts.sums[SUMS.index("cost")] / max(1, values.n)), values.n
 
-
+# %% ../../nbs/70_feedback/10_alerts.ipynb #8424f767
 def _change(rule: ChangeRule, at: datetime, traffic: Traffic) -> Verdict:
     at = at.replace(minute=0, second=0, microsecond=0)
     window = as_window(rule.window, at)
@@ -173,21 +173,28 @@ def _change(rule: ChangeRule, at: datetime, traffic: Traffic) -> Verdict:
     return _alert(rule, at, window, seen, was, f"{told} (n={seen.n:,}, p={change.p:.0e})")
 
 # %% ../../nbs/70_feedback/10_alerts.ipynb #db8c2afe
+def _usual(rule: NoDataRule, window: Window, traffic: Traffic) -> float:
+    """How many requests are usual in a window; 0 where that is not known."""
+
+    def counts(shift: timedelta) -> list[int]:
+        moved = (timedelta(weeks=n) - shift for n in there)
+        same = (Window(window.since - one, window.until - one) for one in moved)
+        return [traffic.requests(one, rule.where) for one in same]
+
+    week, weeks = timedelta(weeks=1), range(1, rule.weeks + 1)
+    ends = {n: window.until - n * week for n in weeks}
+    there = [n for n in weeks if traffic.requests(Window(ends[n] - week, ends[n]), rule.where)]
+    if len(there) < min(2, rule.weeks):
+        return 0.0
+    return min(float(median(counts(shift))) for shift in (timedelta(), -HOUR, HOUR))
+
+
 def _no_data(rule: NoDataRule, at: datetime, traffic: Traffic) -> Verdict:
     window = as_window(rule.window, at)
     count = traffic.requests(window, rule.where)
-    usual: float = 0.0
-    if rule.weeks:
-        earlier = []
-        for number in range(1, rule.weeks + 1):
-            ago = timedelta(weeks=number)
-            if traffic.requests(Window(at - ago - timedelta(weeks=1), at - ago), rule.where):
-                earlier.append(
-                    traffic.requests(Window(window.since - ago, window.until - ago), rule.where)
-                )
-        usual = float(median(earlier)) if len(earlier) >= min(2, rule.weeks) else 0.0
-        if usual < rule.min_n:
-            return Verdict(rule, "not enough data")
+    usual = _usual(rule, window, traffic) if rule.weeks else 0.0
+    if rule.weeks and usual < rule.min_n:
+        return Verdict(rule, "not enough data")
     if count > rule.below * usual:
         return Verdict(rule, "ok")
     seen = Reading("requests", float(count), None, None, count)

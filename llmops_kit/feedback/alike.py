@@ -8,7 +8,7 @@ __all__ = ['plain_words', 'same_words', 'alike', 'topics']
 # %% ../../nbs/70_feedback/10_alike.ipynb #db202973
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -28,7 +28,7 @@ def same_words(a: str, b: str) -> bool:
     return plain_words(a) == plain_words(b)
 
 # %% ../../nbs/70_feedback/10_alike.ipynb #2411d4fa
-def _facts(words: list[str]) -> frozenset[str]:
+def _facts(words: frozenset[str]) -> frozenset[str]:
     """What may not differ: numbers, codes, signs and negations."""
     return frozenset(
         word
@@ -37,34 +37,52 @@ def _facts(words: list[str]) -> frozenset[str]:
     )
 
 
-def alike(texts: Sequence[str], least: float) -> list[set[int]]:
-    """For each text the others with a Jaccard likeness of words of `least` or more and the same
-    numbers and negations."""
-    from scipy.sparse import csr_matrix
+def _words(text: str) -> frozenset[str]:
+    return frozenset(plain_words(text).split())
 
-    words = [sorted(set(plain_words(text).split())) for text in texts]
-    number: dict[str, int] = {}
-    flat = [number.setdefault(word, len(number)) for row in words for word in row]
-    sizes = np.array([len(row) for row in words])
-    places = np.concatenate([[0], np.cumsum(sizes)])
-    shape = (len(texts), max(1, len(number)))
-    matrix = csr_matrix((np.ones(len(flat), np.float32), flat, places), shape=shape)
-    facts, found = [_facts(row) for row in words], []
-    for row in range(len(texts)):
-        shared = (matrix[row] @ matrix.T).toarray().ravel()
-        likeness = shared / np.maximum(sizes + sizes[row] - shared, 1)
-        near = np.flatnonzero(likeness >= least)
-        found.append({int(p) for p in near if p != row and facts[p] == facts[row]})
-    return found
+
+def alike(a: str, b: str, least: float) -> bool:
+    """Whether two texts have a Jaccard likeness of words of `least` or more and the same numbers
+    and negations; texts without words are alike to none."""
+    one, other = _words(a), _words(b)
+    shared, every = len(one & other), len(one | other)
+    return every > 0 and shared >= least * every and _facts(one) == _facts(other)
 
 # %% ../../nbs/70_feedback/10_alike.ipynb #2cbfefb6
+def _pairs(sets: Sequence[frozenset[str]], least: float) -> Iterator[tuple[int, int]]:
+    """Places of sets of words that are alike, of sets with the same facts."""
+    from scipy.sparse import csr_matrix
+
+    number: dict[str, int] = {}
+    flat = [number.setdefault(word, len(number)) for row in sets for word in sorted(row)]
+    sizes = np.array([len(row) for row in sets])
+    places = np.concatenate([[0], np.cumsum(sizes)])
+    shape = (len(sets), max(1, len(number)))
+    matrix = csr_matrix((np.ones(len(flat), np.float32), flat, places), shape=shape)
+    turned = matrix.T.tocsr()
+    for row in range(len(sets)):
+        shared = (matrix[row] @ turned).toarray().ravel()
+        every = np.maximum(sizes + sizes[row] - shared, 1)
+        yield from ((row, int(one)) for one in np.flatnonzero(shared >= least * every))
+
+
 def topics(questions: Sequence[str], least: float) -> list[int]:
     """One number for questions that ask the same, directly or through others."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    pairs = [(a, b) for a, others in enumerate(alike(questions, least)) for b in others]
-    rows, columns = (list(side) for side in zip(*pairs, strict=True)) if pairs else ([], [])
-    shape = (len(questions), len(questions))
-    graph = coo_matrix((np.ones(len(pairs)), (rows, columns)), shape=shape)
-    return [int(one) for one in connected_components(graph, directed=False)[1]]
+    known: dict[frozenset[str], int] = {}
+    own = [known.setdefault(_words(one), len(known)) for one in questions]
+    groups: dict[frozenset[str], list[frozenset[str]]] = {}
+    for words in known:
+        groups.setdefault(_facts(words), []).append(words)
+    near = [
+        (known[some[a]], known[some[b]])
+        for some in groups.values()
+        if len(some) > 1
+        for a, b in _pairs(some, least)
+    ]
+    rows, columns = (list(side) for side in zip(*near, strict=True)) if near else ([], [])
+    graph = coo_matrix((np.ones(len(near)), (rows, columns)), shape=(len(known),) * 2)
+    numbers = connected_components(graph, directed=False)[1] if known else []
+    return [int(numbers[one]) for one in own]

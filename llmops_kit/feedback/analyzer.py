@@ -16,45 +16,23 @@ from ..core import Record, Where
 from ..embed import Embedder
 from .alert_log import Alert
 from .backtest import backtest
-from .clusters import CLUSTERED, UserReading, user_readings, user_sums
 from .corrections import Corrections, corrections
-from .daily import daily_metrics
 from .failures import FailureReport, failure_patterns
 from .feedback_store import FeedbackStore
 from .interactions import Interaction
-from .metrics import breakdown, calculate_metrics
 from .negatives import negatives
+from .per_user import UserReading
 from .readings import METRICS, Reading
-from .schema import DAY
 from .signals import signals_and_ratings, who_rates
 from .targets import Targets, load_targets, state_of
+from llmops_kit.feedback.user_tables import (
+    breakdown_by_user,
+    counted_by,
+    daily_by_user,
+    metrics_by_user,
+    weekly_by_user,
+)
 from .windows import Window, as_window
-
-# %% ../../nbs/70_feedback/13_analyzer.ipynb #121d3296
-def _metrics(
-    store: FeedbackStore, span: Window, where: Where | None, min_n: int
-) -> dict[str, Reading]:
-    fast = calculate_metrics(store, span, where, min_n)
-    return fast | user_readings(user_sums(store, span, where).get((0,), {}), min_n)
-
-
-def _breakdown(
-    store: FeedbackStore, span: Window, label: str, where: Where | None, min_n: int
-) -> dict[str, dict[str, Reading]]:
-    fast = breakdown(store, span, label, where, min_n)
-    sums = user_sums(store, span, where, [label]).items()
-    found = {"" if of is None else str(of): one for (_, of), one in sums}
-    return {of: one | user_readings(found.get(of, {}), min_n) for of, one in fast.items()}
-
-
-def _daily(store: FeedbackStore, span: Window, where: Where | None, min_n: int) -> pd.DataFrame:
-    days, found = daily_metrics(store, span, where, min_n), user_sums(store, span, where, step=DAY)
-    numbers = [int(at.timestamp()) * 1_000_000 // DAY for at in days.time]
-    rows = [user_readings(found.get((number,), {}), min_n) for number in numbers]
-    for name in CLUSTERED:
-        for side, key in (("value", name), ("low", f"{name}_low"), ("high", f"{name}_high")):
-            days[key] = pd.Series([getattr(row[name], side) for row in rows], dtype=float)
-    return days
 
 # %% ../../nbs/70_feedback/13_analyzer.ipynb #5f06f553
 When = str | Window | Sequence[Any]
@@ -81,7 +59,7 @@ class FeedbackAnalyzer:
         self, window: When = "24h", where: Where | None = None
     ) -> dict[str, Reading]:
         """The metrics of METRICS with interval and n; shares and the cost as `UserReading`."""
-        return _metrics(self.store, as_window(window), where, self.min_n)
+        return metrics_by_user(self.store, as_window(window), where, self.min_n)
 
     def get_failure_patterns(
         self, window: When = "7d", where: Where | None = None
@@ -110,9 +88,10 @@ class FeedbackReport(Record):
     """A window of a store, told at once.
 
     `metrics` and `before` (the window before) by name; `states` against the targets; `daily` as
-    `daily_metrics`; `breakdowns` label -> value -> metrics; `alerts` that the rules raise when they
-    look every hour; `signals` and `raters` as in `llmops_kit.feedback.signals`. `synthetic` counts
-    interactions that a simulator made.
+    `daily_by_user`, `weekly` as `weekly_by_user`; `breakdowns` label -> value -> metrics;
+    `alerts` that the rules raise when they look every hour; `signals` and `raters` as in
+    `llmops_kit.feedback.signals`. `synthetic` counts interactions that a simulator made, `min_n`
+    is what a value needed.
     """
 
     window: Window
@@ -127,11 +106,13 @@ class FeedbackReport(Record):
     corrections: Corrections
     signals: pd.DataFrame
     raters: pd.DataFrame
+    weekly: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
     synthetic: int = 0
+    min_n: int = 30
     targets: Targets = field(default_factory=Targets, repr=False)
 
     def table(self) -> pd.DataFrame:
-        """A row a metric: value, interval, n, the value before, target, state, note."""
+        """A row a metric: value, interval, n, by what, the value before, target, state, note."""
         return pd.DataFrame([_row(self, name) for name in METRICS])
 
     def breakdown_table(self) -> pd.DataFrame:
@@ -140,7 +121,7 @@ class FeedbackReport(Record):
 
     @property
     def remarks(self) -> list[str]:
-        """What to know before the intervals are read, in sentences: design effects, heavy users."""
+        """What to know before the intervals are read: of whom they speak, users that weigh much."""
         return _remarks(self.metrics)
 
 # %% ../../nbs/70_feedback/13_analyzer.ipynb #b9ebeaff
@@ -148,6 +129,7 @@ def _row(report: FeedbackReport, name: str) -> dict[str, Any]:
     one, target = report.metrics[name], report.targets.of(name)
     return {
         **one.to_dict(),
+        "by": counted_by(one),
         "before": report.before[name].value,
         "target": None if target is None else target.target,
         "alert": None if target is None else target.alert,
@@ -157,28 +139,55 @@ def _row(report: FeedbackReport, name: str) -> dict[str, Any]:
 
 def _rows_by_label(found: dict[str, dict[str, dict[str, Reading]]]) -> list[dict[str, Any]]:
     return [
-        {"label": label, "of": of, **one.to_dict()}
+        {"label": label, "of": of, **one.to_dict(), "by": counted_by(one)}
         for label, values in found.items()
         for of, metrics in values.items()
         for one in metrics.values()
         if one.value is not None
     ]
 
+# %% ../../nbs/70_feedback/13_analyzer.ipynb #ca6f4f36
+def _of_whom(known: Sequence[UserReading]) -> list[str]:
+    """Of whom the intervals speak, in sentences."""
+    told, effects = [], {one.name: one.design_effect for one in known if one.design_effect}
+    if effects:
+        most = max(effects, key=lambda name: effects[name])
+        words = "Intervals by users speak of users like these; the largest design effect is"
+        told.append(f"{words} {effects[most]:.1f} ({METRICS[most].title}).")
+    if any(one.by == "requests" for one in known):
+        words = "hold for these users as they are and say nothing about others"
+        told.append(f"Intervals by requests, as those of latencies always are, {words}.")
+    return told
+
 
 def _remarks(metrics: dict[str, Reading]) -> list[str]:
-    known = [one for one in metrics.values() if isinstance(one, UserReading)]
-    told = [
-        f"{one.note[:1].upper()}{one.note[1:]}."
-        for one in known
-        if one.value is not None and one.note
-    ]
-    effects = {one.name: one.design_effect for one in known if one.design_effect is not None}
-    if not effects:
-        return list(dict.fromkeys(told))
-    most = max(effects, key=lambda name: effects[name])
-    words = "Intervals of shares and of the cost are by users; the largest design effect is"
-    words += f" {effects[most]:.1f}, for {METRICS[most].title}."
-    return [words, *dict.fromkeys(told)]
+    every = [one for one in metrics.values() if isinstance(one, UserReading)]
+    known = [one for one in every if one.value is not None]
+    told, said = _of_whom(known), dict[Any, tuple[str, list[str]]]()
+    if (whole := metrics["error_rate"]) in known and isinstance(whole, UserReading):
+        told += _nameless(whole)
+    for one in sorted(known, key=lambda one: -one.n):
+        few = (one.users, one.heaviest) if one.by == "requests" else one.note
+        if one.note:
+            said.setdefault(few, (one.note, []))[1].append(METRICS[one.name].title)
+    every_one = len(known) if len(known) > 1 else 0
+    for note, names in said.values():
+        if len(names) == every_one:
+            told.append(f"{note[:1].upper()}{note[1:]}.")
+        else:
+            told.append(f"{', '.join(names)}: {note}.")
+    return told
+
+
+def _nameless(requests: UserReading) -> list[str]:
+    """That requests name no user, in a sentence."""
+    if not requests.unnamed:
+        return []
+    if requests.by == "requests":
+        return ["No request names a user: give one (a hash will do) to learn how users differ."]
+    some = f"{requests.unnamed:,} of {requests.n:,} requests name no user"
+    others = "their sessions, or else the requests themselves, are counted as users"
+    return [f"{some}: {others}. If few people are behind them, the intervals are too narrow."]
 
 # %% ../../nbs/70_feedback/13_analyzer.ipynb #6dadc6c3
 def _reported(
@@ -198,13 +207,15 @@ def _reported(
         metrics=metrics,
         before=analyzer.calculate_metrics(window.previous(), where),
         states={name: state_of(target, metrics[name]) for name, target in held.items()},
-        daily=_daily(store, window, where, min_n),
-        breakdowns={label: _breakdown(store, window, label, where, min_n) for label in by},
+        daily=daily_by_user(store, window, where, min_n),
+        weekly=weekly_by_user(store, window, where, min_n),
+        breakdowns={of: breakdown_by_user(store, window, of, where, min_n) for of in by},
         alerts=backtest(store, targets, window).alerts,
         failures=analyzer.get_failure_patterns(window, where),
         corrections=analyzer.get_user_corrections(window, where),
         signals=signals_and_ratings(store, window, where, min_n),
         raters=who_rates(store, window, where, min_n=min_n),
         synthetic=store.count(Interaction, window.since, window.until, synthetic),
+        min_n=min_n,
         targets=targets,
     )

@@ -106,49 +106,48 @@ def _usable(
     """Corrections that can be used by themselves, redacted."""
     kept = []
     for told, one in found:
-        texts = (told.prompt, one.text, told.response)
+        texts, tags = (told.prompt, one.text, told.response), dict(told.tags)
         reason = _refused(*texts)
         if not reason and redact:
             try:
                 texts = (redact(texts[0]), redact(texts[1]), redact(texts[2]))
+                tags = {name: redact(value) for name, value in tags.items()}
                 reason = _refused(*texts)
             except Exception:  # whatever a redactor raises, an unredacted text must not go on
                 reason = "not redacted"
         if reason:
             left.append(LeftOut(one.id, told.request_id, reason))
             continue
-        made = Correction(one.id, told.request_id, one.time, *texts)
-        kept.append(replace(made, tags=dict(told.tags)))
+        kept.append(Correction(one.id, told.request_id, one.time, *texts, tags=tags))
     return kept
 
 # %% ../../nbs/70_feedback/11_corrections.ipynb #da9fb351
 def _settled(found: list[Correction], near: float, left: list[LeftOut]) -> list[Correction]:
     """One correction for each question: duplicates counted, questions in dispute left out."""
-    numbers = topics([one.question for one in found], near)
-    near_to = alike([one.answer for one in found], near)
-    groups: dict[int, list[int]] = {}
-    for place, number in enumerate(numbers):
-        groups.setdefault(number, []).append(place)
+    groups: dict[int, list[Correction]] = {}
+    for number, one in zip(topics([one.question for one in found], near), found, strict=True):
+        groups.setdefault(number, []).append(one)
     kept = []
-    for places in groups.values():
-        first, *others = places
-        said = found[first]
-        same = [
-            p for p in others if p in near_to[first] or same_words(found[p].answer, said.answer)
-        ]
-        dispute = [p for p in others if p not in same]
-        if dispute:
-            for place in places:
-                other = said if place in dispute else found[dispute[0]]
-                left.append(_left(found[place], "conflict", other))
+    for first, *others in groups.values():
+        agree = [_same(one.answer, first.answer, near) for one in others]
+        if not all(agree):
+            against = others[agree.index(False)]
+            left.append(_left(first, "conflict", against))
+            pairs = zip(others, agree, strict=True)
+            left += [_left(one, "conflict", against if same else first) for one, same in pairs]
             continue
-        for place in same:
-            one = found[place]
-            exact = same_words(one.question, said.question) and same_words(one.answer, said.answer)
-            left.append(_left(one, "duplicate" if exact else "near-duplicate", said))
-        topic = min(_hash(found[place].question) for place in places)
-        kept.append(replace(said, votes=len(places), topic=topic))
+        for one in others:
+            exact = same_words(one.question, first.question) and same_words(
+                one.answer, first.answer
+            )
+            left.append(_left(one, "duplicate" if exact else "near-duplicate", first))
+        topic = min(_hash(one.question) for one in (first, *others))
+        kept.append(replace(first, votes=1 + len(others), topic=topic))
     return kept
+
+
+def _same(a: str, b: str, near: float) -> bool:
+    return same_words(a, b) or alike(a, b, near)
 
 
 def _hash(question: str) -> str:

@@ -52,6 +52,11 @@ def from_cell(text: str, hint: Any, where: str) -> Any:
 _NESTED = (dict[str, str], list[str], list[dict[str, Any]], dict[str, Any])
 
 
+def _is_map(value: Any) -> bool:
+    """Whether it is a map of Parquet: pairs, or none."""
+    return isinstance(value, list) and all(isinstance(one, tuple) for one in value)
+
+
 _HINTS: dict[Any, dict[str, Any]] = {one: get_type_hints(one) for one in (Interaction, Feedback)}
 
 
@@ -66,8 +71,8 @@ def from_row(row: dict[str, Any], where: str, cells: bool = False) -> Interactio
         place = f"{where}, field {name!r}"
         if hint in _NESTED and isinstance(value, str):
             value = parsed(value, place)
-        elif hint == dict[str, str] and isinstance(value, list):
-            value = dict(value)  # a map of Parquet
+        elif hint == dict[str, str] and _is_map(value):
+            value = dict(value)
         elif isinstance(value, str) and (cells or hint is not str):
             value = from_cell(value, hint, place)
         fields[name] = value

@@ -14,9 +14,10 @@ from typing import Any
 
 from sqlalchemy import Column, ColumnElement, Connection, delete, exists, select
 
-from ..core import DataError, Record
+from ..core import DataError, Record, StoreError
 from .database import Database
-from .interactions import Interaction, as_utc, utc_now
+from .fields import is_hash
+from .interactions import Interaction, as_utc, storable, utc_now
 from .schema import erased, feedback, history, interactions
 from .touched import forget, hours_of
 
@@ -120,20 +121,43 @@ def _erase(
     return total
 
 
+def _emptied(database: Database) -> None:
+    """Take what was erased out of the files; StoreError while somebody reads an older state."""
+    database.compact()
+    if database.sqlite:
+        with database.engine.connect().execution_options(begin="") as connection:
+            busy = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").scalar()
+        if busy:
+            what = "the rows are erased, but still in the file, as somebody reads an older state"
+            step = "Call it again when that has ended."
+            raise StoreError(f"{what}.", database.shown, step)
+
+# %% ../../nbs/70_feedback/02_erase.ipynb #728ce08c
+def _check_user(connection: Connection, user: str) -> None:
+    """DataError for no user, or a name that no row has: it was hashed, or is misspelt."""
+    if not user:
+        raise DataError("the user is empty.", "erase_user", "Give the hash, see hash_user.")
+    here = [table.c.user == user for table in (interactions, feedback, history)]
+    here.append(erased.c.digest == _digest("user", user))
+    if not is_hash(user) and not any(connection.scalar(select(exists().where(o))) for o in here):
+        what = f"nobody here is called {user[:60]!r}: users are kept as hashes."
+        raise DataError(what, "erase_user", "Give hash_user(name, key), with the collector's key.")
+
+# %% ../../nbs/70_feedback/02_erase.ipynb #ea029c7a
 def erase_user(database: Database, user: str) -> Erased:
     """Erase all that `user` (a hash) asked and said, what others said of it, and old versions.
 
     None of it is let in again, whoever brings it; what is newer than the erasure is. If it does not
-    return, call it again.
+    return, call it again. DataError for a name that is no hash and that no row has.
     """
-    if not user:
-        raise DataError("the user is empty.", "erase_user", "Give the hash, see hash_user.")
+    user = storable(user)
     with database.writing() as connection:
+        _check_user(connection, user)
         _keep_out(connection, "user", [user])
     total = _erase(database, interactions.c.user == user, feedback.c.user == user, for_good=True)
     with database.writing() as connection:
         old = connection.execute(delete(history).where(history.c.user == user)).rowcount
-    database.compact()
+    _emptied(database)
     return total + Erased(versions=old)
 
 
@@ -143,7 +167,7 @@ def erase_before(database: Database, moment: datetime | str) -> Erased:
     its = exists().where(interactions.c.request_id == feedback.c.request_id)
     lone = (feedback.c.time < before) & ~its
     total = _erase(database, interactions.c.time < before, lone)
-    database.compact()
+    _emptied(database)
     return total
 
 # %% ../../nbs/70_feedback/02_erase.ipynb #3af8c55b

@@ -6,7 +6,9 @@
 __all__ = ['FLAGS', 'GROUNDING', 'FIGURES', 'Block', 'facts', 'tallied', 'counted']
 
 # %% ../../nbs/70_feedback/06_facts.ipynb #cc515661
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -50,7 +52,7 @@ def _checked(flags: np.ndarray, tags: Sequence[str]) -> np.ndarray:
         for text in set(tags)
         if "grounding" in text
     }
-    tagged = np.fromiter((looked.get(text, False) for text in tags), bool, len(tags))
+    tagged = np.fromiter(map(looked.get, tags), bool, len(tags))
     flags = np.where(tagged, flags | _CHECKED, flags)
     return np.where(flags & _CHECKED, flags, flags & ~_UNGROUNDED)
 
@@ -75,20 +77,28 @@ def _figures(measures: Sequence[Any], flags: Any, tags: Sequence[str]) -> np.nda
 Block = tuple[np.ndarray, np.ndarray, list[Sequence[Any]]]
 
 
-def facts(connection: Connection, chosen: list[Any], labels: Sequence[Any]) -> Iterator[Block]:
-    """Chosen interactions in blocks: (microseconds since 1970, FIGURES, a column for each label).
+def facts(
+    connection: Connection,
+    chosen: list[Any],
+    labels: Sequence[Any],
+    values: Iterable[dict[str, Any]] = ({},),
+) -> Iterator[Block]:
+    """Chosen interactions in blocks: (microseconds since 1970, FIGURES, tags and then labels).
 
-    `chosen` are conditions on `interactions`, `labels` are SQL columns.
+    `chosen` are conditions on `interactions`, `labels` SQL columns. With parameters in `chosen`
+    the same query is asked for each of `values`.
     """
     t, its = interactions.c, said(chosen, ("regenerated", "abandoned"))
     figures = [type_coerce(t.time, BigInteger), *(t[name] for name in MEASURES)]
     columns = [*figures, _flags(its), sql_cast(t.tags, Text), *labels]
     joined = interactions.outerjoin(its, its.c.request_id == t.request_id)
     query = select(*columns).select_from(joined).where(*chosen)
-    for rows in connection.execute(query.execution_options(yield_per=_BLOCK)).partitions():
-        found: list[Sequence[Any]] = list(zip(*rows, strict=True))
-        packed = _figures(found[1:4], *found[4:6])
-        yield np.array(found[0], np.int64), packed, found[6:]
+    query = query.execution_options(yield_per=_BLOCK, binary=True)
+    for some in values:
+        for rows in connection.execute(query, some).partitions():
+            found: list[Sequence[Any]] = list(zip(*rows, strict=True))
+            packed = _figures(found[1:4], *found[4:6])
+            yield np.array(found[0], np.int64), packed, found[5:]
 
 # %% ../../nbs/70_feedback/06_facts.ipynb #96238a59
 def tallied(codes: np.ndarray, figures: np.ndarray, groups: int) -> list[Counts]:
@@ -123,10 +133,10 @@ def counted(
     """
     chosen = conditions(interactions, window.since, window.until, where)
     labels, found = [column(interactions, name) for name in by], list[tuple[Key, Counts]]()
-    for number, (times, figures, columns) in enumerate(facts(connection, chosen, labels)):
+    for number, (times, figures, (_, *columns)) in enumerate(facts(connection, chosen, labels)):
         slots = [0] * len(times) if step is None else (times // step).tolist()
-        places, keys = dict[Key, int](), zip(slots, *columns, strict=True)
-        each = (places.setdefault(key, len(places)) for key in keys)
+        places: defaultdict[Key, int] = defaultdict(count().__next__)
+        each = map(places.__getitem__, zip(slots, *columns, strict=True))
         codes = np.fromiter(each, np.int64, len(times))
         found += zip(places, tallied(codes, figures, len(places)), strict=True)
         if number % 10 == 9:

@@ -63,7 +63,7 @@ def trend(weekly: Sequence[Week], min_n: int = 10) -> Trend:
     if before + last.count < min_n or not requests or not last.requests:
         return Trend("not enough data")
     share = proportion(last.count, before + last.count)
-    odds = (p / max(1 - p, 1e-9) for p in (share.value, share.low, share.high))
+    odds = (p / max(1 - p, 0.5 / share.n) for p in (share.value, share.low, share.high))
     value, low, high = (one * requests / last.requests for one in odds)
     ratio = Estimate(value, low, high, share.n, method="Wilson, given the total")
     verdict = "rising" if low > 1 else "falling" if high < 1 else "steady"
@@ -108,6 +108,29 @@ class FailureGroup(Record):
         return row | {"weekly": weekly}
 
 # %% ../../nbs/70_feedback/11_failure_groups.ipynb #8b0c1af6
+def _flat(one: FailureGroup) -> dict[str, Any]:
+    """A group as figures and texts alone."""
+    names = ("id", "label", "count", "kind", "severity", "priority", "stability")
+    return {
+        **{name: getattr(one, name) for name in names},
+        "share": one.share.value,
+        "share_low": one.share.low,
+        "share_high": one.share.high,
+        "trend": one.trend.verdict,
+        "fix": one.fix.action,
+        "why": one.fix.why,
+        "example": one.examples[0].interaction.prompt,
+    }
+
+
+def _row(one: FailureGroup) -> tuple[Any, ...]:
+    """A group as a row of a page."""
+    share = measured(one.share.value, one.share.low, one.share.high, "share")
+    sure = "" if one.stability is None else f"{one.stability:.2f}"
+    told = one.trend.verdict, KINDS[one.kind].title, ACTIONS[one.fix.action]
+    return one.label, one.count, share, *told, f"{one.priority:.0f}", sure
+
+# %% ../../nbs/70_feedback/11_failure_groups.ipynb #856265cf
 @dataclass(frozen=True)
 class FailureReport(Record):
     """Groups by priority, what fell into no group, and how sure the grouping is.
@@ -136,25 +159,7 @@ class FailureReport(Record):
 
     def to_rows(self) -> list[dict[str, Any]]:
         """One row a group, for a table or a CSV file."""
-        return [
-            {
-                "id": one.id,
-                "label": one.label,
-                "count": one.count,
-                "share": one.share.value,
-                "share_low": one.share.low,
-                "share_high": one.share.high,
-                "trend": one.trend.verdict,
-                "kind": one.kind,
-                "fix": one.fix.action,
-                "why": one.fix.why,
-                "severity": one.severity,
-                "priority": one.priority,
-                "stability": one.stability,
-                "example": one.examples[0].interaction.prompt,
-            }
-            for one in self.groups
-        ]
+        return [_flat(one) for one in self.groups]
 
     def _repr_markdown_(self) -> str:
         names = ["group", "n", "share", "trend", "kind", "fix", "priority", "stability"]
@@ -163,10 +168,3 @@ class FailureReport(Record):
         whole = self.stability.whole
         sure = f" Adjusted Rand index over {self.stability.resamples} resamples: {whole}."
         return f"{table}\n\n{left}{sure if whole else ''}"
-
-# %% ../../nbs/70_feedback/11_failure_groups.ipynb #856265cf
-def _row(one: FailureGroup) -> tuple[Any, ...]:
-    share = measured(one.share.value, one.share.low, one.share.high, "share")
-    sure = "" if one.stability is None else f"{one.stability:.2f}"
-    told = one.trend.verdict, KINDS[one.kind].title, ACTIONS[one.fix.action]
-    return one.label, one.count, share, *told, f"{one.priority:.0f}", sure

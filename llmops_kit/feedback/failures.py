@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import regex
 
 from ..core import DataError, LLMOpsError
 from ..embed import Embedder, default_embedder
@@ -93,7 +94,7 @@ _NAMING = (
 
 def _titled(llm: LLM | None, words: list[str], examples: Sequence[Negative]) -> str:
     """A label: the words of a group, or what a model calls it if that can be used."""
-    plain = ", ".join(words) or "(no words)"
+    plain = ", ".join(words) or _tame(_plain(examples[0].interaction.prompt)[:60]) or "(no words)"
     if llm is None:
         return plain
     shown = "\n".join(f"- {_plain(one.interaction.prompt)[:200]}" for one in examples)
@@ -107,7 +108,7 @@ def _titled(llm: LLM | None, words: list[str], examples: Sequence[Negative]) -> 
 def _tame(text: str) -> str:
     """The first line of a reply as words alone, at most 60 characters; "" if not a title."""
     line = next((line for line in text[:1000].splitlines() if line.strip()), "")
-    clean = re.sub(r"[^\w\s,.'’&/+-]|_", " ", unicodedata.normalize("NFKC", line))
+    clean = regex.sub(r"[^\p{L}\p{M}\p{N}\s,.'’&/+-]", " ", unicodedata.normalize("NFKC", line))
     words = re.sub(r"\s+", " ", clean).strip(" .,-")
     return words if 0 < len(words) <= 60 and len(words.split()) <= 10 else ""
 

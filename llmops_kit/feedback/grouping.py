@@ -7,12 +7,12 @@ __all__ = ['SAME', 'CUTS', 'silhouette', 'Grouping', 'apart', 'group', 'Stabilit
 
 # %% ../../nbs/70_feedback/09_grouping.ipynb #1c8481eb
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import regex
 
 from ..core import Record
 from ..facts import stem
@@ -183,7 +183,8 @@ def _jaccard(here: np.ndarray, again: np.ndarray) -> float:
     return max((float((here & one).sum() / (here | one).sum()) for one in found), default=0.0)
 
 # %% ../../nbs/70_feedback/09_grouping.ipynb #820fa037
-_WORD = re.compile(r"[^\W_][\w'’-]+")
+_WORD = regex.compile(r"[\p{L}\p{N}][\p{L}\p{M}\p{N}_'’-]+")  # marks are vowels in some scripts
+_LONG = 40  # letters; beyond it nobody reads a word
 
 
 def class_words(texts: Sequence[Sequence[str]], most: int = 5) -> list[list[str]]:
@@ -200,7 +201,7 @@ def class_words(texts: Sequence[Sequence[str]], most: int = 5) -> list[list[str]
     for group_texts in texts:
         found: Counter[str] = Counter()
         for text in group_texts:
-            words = set(_WORD.findall(text[:2000].lower())) - little
+            words = {w for w in _WORD.findall(text[:2000].lower()) if len(w) <= _LONG} - little
             stems = {stem(word): word for word in sorted(words)}
             found.update(stems.keys())
             for root, word in stems.items():

@@ -4,23 +4,23 @@
 
 # %% auto #0
 __all__ = ['MOST_LABELS', 'MOST_NAMES', 'ALWAYS', 'Labels', 'Columns', 'has_column', 'read_columns', 'counted_columns', 'rows_of',
-           'counted_hours', 'hours_without']
+           'matches', 'counted_hours', 'hours_without']
 
 # %% ../../nbs/70_feedback/06_hours.ipynb #b78bb8dc
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby, pairwise
+from itertools import count, groupby, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
-from sqlalchemy import ColumnElement, Connection, Text, null, select
+from sqlalchemy import ColumnElement, Connection, Text, bindparam, null, select
 from sqlalchemy import cast as sql_cast
 
 from ..core import Where
 from .counts import Counts, Key
 from .facts import FIGURES, facts, tallied
 from .schema import HOUR, columns, interactions
-from .select import conditions
 from .windows import Window
 
 # %% ../../nbs/70_feedback/06_hours.ipynb #fddcb2bb
@@ -53,14 +53,14 @@ def has_column(name: str) -> bool:
 
 
 def _labels(told: Sequence[Any], codes: np.ndarray) -> tuple[dict[str, Labels], bool]:
-    """The columns by name, of (model, versions, tags), and whether some are left out.
+    """The columns by name, of (tags, model, versions), and whether some are left out.
 
     `codes` say which of `told` each interaction has.
     """
     found: dict[str, tuple[dict[str | None, int], dict[int, int]]] = {}
-    for place, (model, *texts) in enumerate(told):
+    for place, (tags, model, versions) in enumerate(told):
         pairs = [("model", model)]
-        for field, text in zip(("versions", "tags"), texts, strict=True):
+        for field, text in (("versions", versions), ("tags", tags)):
             pairs += ((f"{field}.{label}", value) for label, value in orjson.loads(text).items())
         for name, value in pairs:
             values, places = found.setdefault(name, ({None: 0}, {}))
@@ -76,14 +76,16 @@ def _labels(told: Sequence[Any], codes: np.ndarray) -> tuple[dict[str, Labels], 
     return labels, cut
 
 # %% ../../nbs/70_feedback/06_hours.ipynb #7b7c5ddc
-def read_columns(connection: Connection, window: Window) -> Columns:
-    """The interactions of a window as columns, in the order of their hours."""
-    t, seen = interactions.c, dict[Any, int]()
+def read_columns(connection: Connection, windows: Iterable[Window]) -> Columns:
+    """The interactions of some windows as columns, in the order of their hours."""
+    t = interactions.c
+    seen: defaultdict[Any, int] = defaultdict(count().__next__)
     parts = [(np.empty(0, np.int64), np.empty(0, FIGURES), np.empty(0, np.int32))]
-    texts = [sql_cast(one, Text) for one in (t.versions, t.tags)]
-    chosen = conditions(interactions, window.since, window.until)
-    for times, figures, told in facts(connection, chosen, [t.model, *texts]):
-        each = (seen.setdefault(one, len(seen)) for one in zip(*told, strict=True))
+    chosen = [t.time >= bindparam("since"), t.time < bindparam("until")]
+    labels = [t.model, sql_cast(t.versions, Text)]
+    values = ({"since": one.since, "until": one.until} for one in windows)
+    for times, figures, told in facts(connection, chosen, labels, values):
+        each = map(seen.__getitem__, zip(*told, strict=True))
         parts.append((times // HOUR, figures, np.fromiter(each, np.int32, len(times))))
     hours, figures, codes = (np.concatenate(some) for some in zip(*parts, strict=True))
     order = np.argsort(hours, kind="stable")
@@ -137,8 +139,8 @@ def _width(labels: Sequence[Any]) -> str:
     return "<u1" if len(labels) <= 256 else "<u2"
 
 # %% ../../nbs/70_feedback/06_hours.ipynb #897bfaa9
-def _is(label: str | None, wanted: Any) -> bool:
-    """As SQL has it: nothing is in a list that is not there, and None asks for what has none."""
+def matches(label: str | None, wanted: Any) -> bool:
+    """Whether a label is the wanted one, or one of a list; None is in no list, as in SQL."""
     if isinstance(wanted, (list, tuple, set, frozenset)):
         return label is not None and label in wanted
     return bool(label == wanted)
@@ -155,7 +157,7 @@ def _hour(hour: int, kept: dict[str, Any], where: Where, by: Iterable[str]) -> C
     chosen = np.ones(len(figures), bool)
     for name, wanted in where.items():
         values, places = label(name)
-        chosen &= np.array([_is(one, wanted) for one in values])[places]
+        chosen &= np.array([matches(one, wanted) for one in values])[places]
     mine = {name: (values, places[chosen]) for name in by for values, places in [label(name)]}
     figures = figures[chosen]
     return Columns(np.full(len(figures), hour), figures, mine)
@@ -193,7 +195,7 @@ def counted_hours(
     some = c.name.in_({"", *filters, *by})
     query = select(c.hour, c.name, c.labels, c.data).where(chosen, some).order_by(c.hour)
     parts, n = list[Columns](), 0
-    rows = connection.execute(query.execution_options(yield_per=1000))
+    rows = connection.execute(query.execution_options(yield_per=1000, binary=True))
     for hour, its in groupby(rows, lambda row: row.hour):
         kept = {row.name: (row.labels, row.data) for row in its}
         parts.append(_hour(hour, kept, filters, by))

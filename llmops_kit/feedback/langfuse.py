@@ -13,19 +13,29 @@ from datetime import datetime
 from typing import Any
 
 from ..core import DataError
-from .datafiles import Grouped, moment, parsed
-from .dataimports import Imported, Paths, Redact, Tagged, imported_groups, tried
+from .datafiles import moment, parsed
+from llmops_kit.feedback.dataimports import (
+    Grouped,
+    Imported,
+    Paths,
+    Redact,
+    Tagged,
+    imported_groups,
+    tried,
+)
 from .feedback_store import FeedbackStore
+from .fields import same_id
 from llmops_kit.feedback.foreign import (
     MODEL,
     USER,
+    checked_names,
     count_of,
     hashed,
     judge_of,
+    missing,
     number_of,
     opinion,
     said,
-    same_id,
 )
 from .interactions import Feedback, Interaction
 
@@ -55,15 +65,16 @@ def langfuse_rows(row: Mapping[str, Any], where: str) -> Iterator[Tagged]:
         for one in inner if isinstance(inner, list) else []:
             if isinstance(one, dict):
                 yield from langfuse_rows({"trace_id": flat.get("id"), **one}, where)
+    kind, key = "", flat.get("trace_id")
     if "start_time" in flat:
-        kind, key = "observation", flat.get("trace_id") or flat.get("id")
+        kind, key = "observation", key or flat.get("id")
     elif "data_type" in flat or ("name" in flat and "value" in flat):
-        kind, key = "score", flat.get("trace_id")
+        kind = "score"
     elif "timestamp" in flat:
         kind, key = "trace", flat.get("id")
-    else:
+    if not kind or not (key or kind == "score"):
         step = "Give files of traces/, observations/, observations_v2/ or scores/."
-        raise DataError("neither a trace, an observation nor a score.", where, step)
+        raise DataError("no trace, observation or score of Langfuse.", where, step)
     yield kind, str(key or ""), {**flat, "where": where}
 
 # %% ../../nbs/70_feedback/05_tools_langfuse.ipynb #3ef59b6e
@@ -77,7 +88,7 @@ def _usage(one: Mapping[str, Any], name: str) -> int:
 def _cost(one: Mapping[str, Any]) -> float | None:
     details = _structured(one.get("cost_details"), one["where"]) or {}
     several = (one.get("total_cost"), one.get("calculated_total_cost"), details.get("total"))
-    cost = next((cost for cost in several if cost not in (None, "")), None)
+    cost = next((cost for cost in several if not missing(cost)), None)
     return None if cost is None else number_of(cost, f"{one['where']}, total_cost")
 
 
@@ -184,7 +195,7 @@ def langfuse_feedback(
     elif kind in ("CATEGORICAL", "TEXT"):
         label = str(text if text is not None else value)
         told |= {"label": label} if kind == "CATEGORICAL" else {"comment": label}
-    elif value not in (None, ""):
+    elif not missing(value):
         told["value"] = number_of(value, f"{row['where']}, value")
     time = moment(row.get("timestamp") or row.get("created_at"), f"{row['where']}, timestamp")
     user = hashed(row.get("author_user_id"), user_key, left_out)
@@ -208,16 +219,13 @@ def read_langfuse(
     Traces, observations and scores are told apart by their fields; give the files of a time
     together. One interaction for each trace, whose id is the request's.
     """
+    names = checked_names(names)
 
     def records(
         traces: Grouped, found: list[DataError], left_out: Counter[str]
     ) -> Iterator[Interaction | Feedback]:
         for key, rows in traces.groups():
-            by: dict[str, dict[str, dict[str, Any]]] = {
-                "trace": {},
-                "observation": {},
-                "score": {},
-            }
+            by: dict[str, dict[str, dict[str, Any]]] = {"trace": {}, "observation": {}, "score": {}}
             for kind, row in rows:
                 by[kind][str(row.get("id") or len(by[kind]))] = row  # the last of one id counts
             if not key:

@@ -7,11 +7,11 @@ __all__ = ['STOPPED', 'request_context', 'read_meta', 'logged']
 
 # %% ../../nbs/70_feedback/04_logged_llm.ipynb #47366830
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from ..core import Completion, Finding, ProviderError
 from .collector import FeedbackCollector
@@ -40,7 +40,8 @@ def request_context(
     try:
         yield name
     finally:
-        _request.reset(token)
+        with suppress(ValueError):  # a generator that another task closes is in another context
+            _request.reset(token)
 
 # %% ../../nbs/70_feedback/04_logged_llm.ipynb #459b03a6
 STOPPED = ("blocked", "refused")  # finish reasons of an answer that guardrails did not let pass
@@ -115,26 +116,61 @@ class _Call:
         """Milliseconds since the call began."""
         return 1000 * (time.perf_counter() - self.started)
 
-    def fields(self, done: Completion | None, failed: BaseException | None) -> dict[str, Any]:
-        """The interaction's fields at the end of the call."""
-        read = read_meta(done.meta) if done else {}
-        versions = {**self.versions, **self.request.get("versions", {}), **read.pop("versions", {})}
-        tags = {**self.tags, **self.request.get("tags", {}), **read.pop("tags", {})}
-        told: dict[str, Any] = {"versions": versions, "tags": tags, **read}
-        told |= {name: self.request.get(name, "") for name in ("session", "user")}
-        told |= {"time": self.began, "latency_ms": self.since(), "ttft_ms": self.ttft_ms}
-        if done is not None:
-            used = done.usage
-            told |= {"model": done.model or self.model, "cost_usd": done.cost_usd}
-            told |= {"input_tokens": used.input_tokens, "output_tokens": used.output_tokens}
-            reason = done.finish_reason
-            return {**told, "finish_reason": reason, "blocked": reason in STOPPED}
-        if isinstance(failed, Exception):
-            error = f"{type(failed).__name__}: {failed}"
-            return {**told, "model": self.model, "finish_reason": "error", "error": error}
-        return {**told, "model": self.model, "finish_reason": "cancelled"}
-
 # %% ../../nbs/70_feedback/04_logged_llm.ipynb #ea1bbdc3
+def _ending(call: _Call, done: Completion | None, failed: BaseException | None) -> dict[str, Any]:
+    """How the call ended, and the figures of its answer."""
+    if done is not None:
+        used, reason = done.usage, done.finish_reason
+        told = {"input_tokens": used.input_tokens, "output_tokens": used.output_tokens}
+        ended = {"finish_reason": reason, "blocked": reason in STOPPED}
+        return {**told, **ended, "cost_usd": done.cost_usd}
+    if isinstance(failed, Exception):
+        return {"finish_reason": "error", "error": f"{type(failed).__name__}: {failed}"}
+    return {"finish_reason": "cancelled"}
+
+
+def _answered_by(call: _Call, done: Completion | None) -> dict[str, str]:
+    """The version "model", where the provider gives the model that answered another name."""
+    other = done is not None and done.model not in ("", call.model)
+    return {"model": done.model} if done and other else {}
+
+
+def _fields(call: _Call, done: Completion | None, failed: BaseException | None) -> dict[str, Any]:
+    """The fields of the call's interaction, beside its id and its texts."""
+    read = read_meta(_mapping(done.meta)) if done else {}
+    told: dict[str, Any] = {
+        name: {**getattr(call, name), **call.request.get(name, {}), **read.pop(name, {})}
+        for name in ("versions", "tags")
+    }
+    told["versions"] = {**_answered_by(call, done), **told["versions"]}
+    told |= {name: call.request.get(name, "") for name in ("session", "user")}
+    told |= {
+        "model": call.model,
+        "time": call.began,
+        "latency_ms": call.since(),
+        "ttft_ms": call.ttft_ms,
+    }
+    return {**told, **read, **_ending(call, done, failed)}
+
+# %% ../../nbs/70_feedback/04_logged_llm.ipynb #d902c4be
+def _log(
+    collector: FeedbackCollector,
+    call: _Call,
+    done: Completion | None = None,
+    failed: BaseException | None = None,
+) -> None:
+    """Log a call that ended; a record that cannot be made is counted, and nothing is raised."""
+    try:
+        if done is not None:
+            done.meta["request_id"] = call.id
+        text = done.text if done else "".join(call.pieces)
+        asked = [one.content for one in as_messages(call.prompt) if one.role == "user"]
+        fields = _fields(call, done, failed)
+        collector.log_interaction(call.id, asked[-1] if asked else "", text, **fields)
+    except Exception as error:
+        collector.drop(error)
+
+# %% ../../nbs/70_feedback/04_logged_llm.ipynb #d214c44b
 class _LoggedLLM(LLM):
     """A model whose calls are logged; made by `logged`."""
 
@@ -151,49 +187,46 @@ class _LoggedLLM(LLM):
     def _call(self, prompt: Prompt) -> _Call:
         return _Call(prompt, self.llm.name, self.tags, self.versions)
 
-    def _log(self, call: _Call, done: Completion | None, failed: BaseException | None) -> None:
-        asked = [one.content for one in as_messages(call.prompt) if one.role == "user"]
-        text = done.text if done else "".join(call.pieces)
-        if done is not None:
-            done.meta["request_id"] = call.id
-        try:
-            fields = call.fields(done, failed)
-            self.collector.log_interaction(call.id, asked[-1] if asked else "", text, **fields)
-        except Exception as error:
-            self.collector.drop(error)
-
     async def agenerate(self, prompt: Prompt, **params: Any) -> Completion:
         """The model's answer; its meta gains the `request_id`. Errors pass, and are logged."""
         call = self._call(prompt)
         try:
             done = await self.llm.agenerate(prompt, **params)
         except BaseException as error:
-            self._log(call, None, error)
+            _log(self.collector, call, failed=error)
             raise
-        self._log(call, done, None)
+        _log(self.collector, call, done)
         return done
+
+# %% ../../nbs/70_feedback/04_logged_llm.ipynb #f3d78d75
+class _LoggedStream(_LoggedLLM):
+    """A model whose calls are logged, and whose streams stay streams."""
 
     async def astream(self, prompt: Prompt, **params: Any) -> AsyncIterator[str | Event]:
         """The model's stream, unchanged; left early it is logged as cancelled, with its text."""
-        call, done = self._call(prompt), cast("Completion | None", None)
-        stream = cast("AsyncGenerator[str | Event, None]", self.llm.astream(prompt, **params))
+        call, ended = self._call(prompt), False
+        stream = self.llm.astream(prompt, **params)
         try:
-            async with aclosing(stream):
-                async for item in stream:
-                    if isinstance(item, str):
-                        call.piece(item)
-                    elif item.completion is not None:
-                        done = item.completion
-                        self._log(call, done, None)
-                    yield item
+            async for item in stream:
+                if isinstance(item, str):
+                    call.piece(item)
+                elif item.completion is not None and not ended:
+                    ended = True
+                    _log(self.collector, call, item.completion)
+                yield item
         except BaseException as error:
-            if done is None:
-                self._log(call, None, error)
+            if not ended:
+                _log(self.collector, call, failed=error)
             raise
-        if done is None:
-            self._log(call, None, ProviderError("the stream has no complete event."))
+        else:
+            if not ended:
+                cut = ProviderError("the stream has no complete event.")
+                _log(self.collector, call, failed=cut)
+        finally:
+            if close := getattr(stream, "aclose", None):  # not every iterator has one
+                await close()
 
-
+# %% ../../nbs/70_feedback/04_logged_llm.ipynb #2282c262
 def logged(
     llm: LLM, collector: FeedbackCollector, versions: Mapping[str, str] | None = None, **tags: str
 ) -> LLM:
@@ -202,4 +235,4 @@ def logged(
     The prompt that is kept is the last message of the user. Logging never fails a call: a record
     that is refused is counted by the collector. Session and user come from `request_context`.
     """
-    return _LoggedLLM(llm, collector, versions or {}, tags)
+    return _LoggedStream(llm, collector, versions or {}, tags)

@@ -21,8 +21,8 @@ from typing import Any
 import orjson
 
 from ..core import DataError, Record, Where
-from .datafiles import parsed, replaced
-from .exchange import Exported
+from .datafiles import parsed
+from .exchange import Exported, replaced
 from .feedback_store import FeedbackStore
 from .interactions import Feedback, Interaction
 
@@ -71,7 +71,7 @@ def from_value(value: Any, where: str, depth: int = 0) -> Any:
         if right is None or not isinstance(plain, right):
             raise ValueError
         return plain
-    except (ValueError, TypeError, AttributeError, binascii.Error):
+    except (ValueError, TypeError, AttributeError, OverflowError, binascii.Error):
         shown = str(value)[:80]
         raise DataError(f"{shown} is no value of OTLP.", where) from None
 
@@ -88,7 +88,6 @@ def from_attributes(pairs: Any, where: str, depth: int = 0) -> dict[str, Any]:
 OWN = "llmops_kit."
 _NAMED = {
     "gen_ai.request.model": "model",
-    "gen_ai.response.model": "model",
     "gen_ai.conversation.id": "session",
     "user.hash": "user",
     "gen_ai.usage.input_tokens": "input_tokens",
@@ -113,6 +112,7 @@ def _attributes(one: Interaction) -> dict[str, Any]:
     answer["parts"] = [{"type": "text", "content": one.response}] if one.response else []
     told = {
         "gen_ai.operation.name": "chat",
+        "gen_ai.response.model": one.versions.get("model", one.model),
         "gen_ai.provider.name": one.tags.get("provider", "unknown"),
         "gen_ai.input.messages": orjson.dumps([said]).decode() if one.prompt else None,
         "gen_ai.output.messages": orjson.dumps([answer]).decode(),

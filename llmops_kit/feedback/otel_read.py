@@ -9,6 +9,7 @@ __all__ = ['spans_of', 'kind_of', 'Request', 'requests_of', 'first', 'text_of']
 import base64
 import binascii
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ def spans_of(row: Mapping[str, Any], where: str, bad: list[DataError]) -> Iterat
                         yield TracedSpan(*ids, events=[_event(one, place)], where=place)
                 except DataError as error:
                     bad.append(error)
-                except (AttributeError, TypeError, ValueError) as error:
+                except (AttributeError, TypeError, ValueError, OverflowError) as error:
                     bad.append(DataError(f"not as OTLP has it: {error}.", place))
         except (AttributeError, TypeError) as error:
             bad.append(DataError(f"not as OTLP has it: {error}.", where))
@@ -152,8 +153,8 @@ def _tops(by_id: Mapping[str, TracedSpan]) -> dict[str, str]:
     return tops
 
 # %% ../../nbs/70_feedback/05_otel_read.ipynb #3650d775
-def requests_of(spans: Iterable[TracedSpan], left_out: Counter[str]) -> list[Request]:
-    """The requests of one trace; spans and events outside of any are counted in `left_out`."""
+def _whole(spans: Iterable[TracedSpan], left_out: Counter[str]) -> dict[str, TracedSpan]:
+    """The spans by their ids, each once, with the events that came apart from them."""
     by_id: dict[str, TracedSpan] = {}
     events: list[TracedSpan] = []
     for span in spans:
@@ -166,6 +167,26 @@ def requests_of(spans: Iterable[TracedSpan], left_out: Counter[str]) -> list[Req
             by_id[one.span_id].events += one.events
         else:
             left_out["event without its span"] += 1
+    return by_id
+
+
+def _join(beside: Iterable[TracedSpan], found: Iterable[Request], left_out: Counter[str]) -> None:
+    """Put each span beside requests to the next one under the same parent."""
+    under: dict[str, list[Request]] = {}
+    for one in sorted(found, key=lambda one: one.root.start_ns):
+        under.setdefault(one.root.parent_id, []).append(one)
+    for span in beside:
+        several = under.get(span.parent_id, []) if span.parent_id and kind_of(span) else []
+        at = bisect_left(several, span.start_ns, key=lambda one: one.root.start_ns)
+        if at < len(several):
+            several[at].spans.append(span)
+        else:
+            left_out["span outside of a request"] += 1
+
+# %% ../../nbs/70_feedback/05_otel_read.ipynb #3cbab826
+def requests_of(spans: Iterable[TracedSpan], left_out: Counter[str]) -> list[Request]:
+    """The requests of one trace; spans and events outside of any are counted in `left_out`."""
+    by_id = _whole(spans, left_out)
     tops = _tops(by_id)
     found: dict[str, Request] = {}
     beside: list[TracedSpan] = []
@@ -175,18 +196,7 @@ def requests_of(spans: Iterable[TracedSpan], left_out: Counter[str]) -> list[Req
             beside.append(span)
         else:
             found.setdefault(root.span_id, Request(root, [])).spans.append(span)
-    for span in beside:
-        later = (
-            r
-            for r in found.values()
-            if r.root.parent_id == span.parent_id
-            and span.parent_id
-            and r.root.start_ns >= span.start_ns
-        )
-        if kind_of(span) and (request := next(later, None)):
-            request.spans.append(span)
-        else:
-            left_out["span outside of a request"] += 1
+    _join(beside, found.values(), left_out)
     return list(found.values())
 
 # %% ../../nbs/70_feedback/05_otel_read.ipynb #cd254516

@@ -11,21 +11,31 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..core import DataError
-from .datafiles import Grouped, moment
-from .dataimports import Imported, Paths, Redact, Tagged, imported_groups, tried
+from .datafiles import moment
+from llmops_kit.feedback.dataimports import (
+    Grouped,
+    Imported,
+    Paths,
+    Redact,
+    Tagged,
+    imported_groups,
+    tried,
+)
 from .feedback_store import FeedbackStore
+from .fields import same_id
 from llmops_kit.feedback.foreign import (
+    checked_names,
     flattened,
     hashed,
     judge_of,
+    missing,
     number_of,
     numbered,
     opinion,
-    same_id,
 )
 from .interactions import Feedback, Interaction
 from .otel import TracedSpan, nanoseconds
-from .otel_read import requests_of
+from .otel_read import Request, requests_of
 from .spans import records_of
 
 # %% ../../nbs/70_feedback/05_tools_phoenix.ipynb #ee1a14ee
@@ -89,13 +99,37 @@ def phoenix_feedback(
     time = moment(row.get("updated_at") or row.get("created_at"), f"{row['where']}, created_at")
     user = hashed(row.get("user_id"), user_key, left_out)
     told: dict[str, Any] = {"label": str(label or ""), "comment": str(why or ""), "user": user}
-    told |= (
-        {} if score in (None, "") else {"value": number_of(score, f"{row['where']}, result.score")}
-    )
+    if not missing(score):
+        told["value"] = number_of(score, f"{row['where']}, result.score")
     id = same_id(request_id, str(row.get("span_id") or row.get("context.span_id")), name, str(who))
     return opinion(id, request_id, name, time, by=by, names=names, **told)
 
+# %% ../../nbs/70_feedback/05_tools_phoenix.ipynb #d1440b51
+def _placed(traces: Grouped, about: Grouped, left_out: Counter[str]) -> Iterator[list[Request]]:
+    """Each trace's requests; under each span, in `about`, its request and its annotations."""
+    for key, rows in traces.groups():
+        spans = [TracedSpan(**row) for kind, row in rows if kind == "span"]
+        requests = requests_of(spans, left_out)
+        for request in requests:
+            for span in request.spans:
+                about.add(span.span_id, ["request", request.id])
+        for kind, row in rows:
+            if kind == "annotation":
+                about.add(key, [kind, row])
+        yield requests
 
+
+def _annotated(about: Grouped, left_out: Counter[str]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Each annotation with the id of its span's request; one without its span is counted."""
+    for _, rows in about.groups():
+        request_id = next((row for kind, row in rows if kind == "request"), None)
+        for row in (row for kind, row in rows if kind == "annotation"):
+            if request_id is None:
+                left_out["annotation without its span"] += 1
+            else:
+                yield row, request_id
+
+# %% ../../nbs/70_feedback/05_tools_phoenix.ipynb #ef7e9e39
 def read_phoenix(
     paths: Paths,
     store: FeedbackStore,
@@ -109,29 +143,17 @@ def read_phoenix(
     Parquet or JSONL: a CSV has lists in Python's notation, which are not read. Annotations need the
     file of their spans beside them.
     """
+    names = checked_names(names)
 
     def records(
         traces: Grouped, found: list[DataError], left_out: Counter[str]
     ) -> Iterator[Interaction | Feedback]:
         with Grouped() as about:
-            for key, rows in traces.groups():
-                spans = [TracedSpan(**row) for kind, row in rows if kind == "span"]
-                requests = requests_of(spans, left_out)
-                for request in requests:
-                    for span in request.spans:
-                        about.add(span.span_id, ["request", request.id])
-                for kind, row in rows:
-                    if kind == "annotation":
-                        about.add(key, [kind, row])
+            for requests in _placed(traces, about, left_out):
                 yield from records_of(requests, found, left_out, user_key, names)
-            for _, rows in about.groups():
-                request_id = next((row for kind, row in rows if kind == "request"), None)
-                for row in (row for kind, row in rows if kind == "annotation"):
-                    if request_id is None:
-                        left_out["annotation without its span"] += 1
-                        continue
-                    told = (row, request_id, names, user_key, left_out)
-                    yield from tried(found, row["where"], phoenix_feedback, *told)
+            for row, request_id in _annotated(about, left_out):
+                told = (row, request_id, names, user_key, left_out)
+                yield from tried(found, row["where"], phoenix_feedback, *told)
 
     return imported_groups(
         paths, store, lambda row, where, _: phoenix_rows(row, where), records, bad, redact

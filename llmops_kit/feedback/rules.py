@@ -8,7 +8,10 @@ __all__ = ['Fault', 'Rule', 'Wrong', 'Target', 'ChangeRule', 'NoDataRule', 'stat
 # %% ../../nbs/70_feedback/08_rules.ipynb #f9f1b6be
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
+
+from sqlalchemy import Boolean, String
 
 from ..core import DataError, Record
 from .readings import METRICS, Reading
@@ -38,15 +41,24 @@ def _duration(value: str) -> Iterator[str]:
 def _metric(name: str) -> Iterator[str]:
     useful = [one for one, info in METRICS.items() if info.better]
     if name not in useful:
-        yield f"{name[:40]!r} is no metric with a good direction; there are {', '.join(useful)}."
+        near = get_close_matches(name.lower()[:40], useful, 1, 0.75)
+        step = f"did you mean {near[0]}?" if near else f"there are {', '.join(useful)}."
+        yield f"{name[:40]!r} is no metric with a good direction; {step}"
 
-
+# %% ../../nbs/70_feedback/08_rules.ipynb #6b7edc75
 def _filter(where: dict[str, Any]) -> Iterator[str]:
-    for name in where:
+    for name, wanted in where.items():
         try:
-            column(interactions, name)
+            kind = column(interactions, name).type
         except DataError as error:
             yield f"{error.what} {error.next_step}"
+            continue
+        flag, given = isinstance(kind, Boolean), isinstance(wanted, bool)
+        if not flag and not isinstance(kind, String):
+            yield f"{name} is no label; narrow by model, a tag, a version, or a flag."
+        elif flag != given or wanted == []:
+            needed = "true or false" if flag else "a text in quotes, or a list of them"
+            yield f"{name} is never {str(wanted)[:40]!r}; give {needed}."
 
 # %% ../../nbs/70_feedback/08_rules.ipynb #85a4f988
 @dataclass(frozen=True, kw_only=True)
@@ -139,13 +151,14 @@ class ChangeRule(_Rule):
         if not 1 <= self.quiet_weeks <= 10_000:
             yield "quiet_weeks", f"{self.quiet_weeks:g} is not between 1 and 10000."
 
-
+# %% ../../nbs/70_feedback/08_rules.ipynb #20bfc15d
 @dataclass(frozen=True)
 class NoDataRule(_Rule):
     """Fewer requests in the `window` than the share `below` of what is expected.
 
-    Expected is the median of the same hours in the `weeks` before, two of them with traffic, and
-    at least `min_n`. With weeks=0 a window without any request counts.
+    Expected is the median of the same hours in the `weeks` before, two of them with traffic, or of
+    the hours beside them where that is less; at least `min_n`. With weeks=0 a window without any
+    request counts.
     """
 
     weeks: int = 4

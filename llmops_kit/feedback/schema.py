@@ -53,7 +53,7 @@ class UtcTime(TypeDecorator[datetime]):
         return None if value is None else _EPOCH + timedelta(microseconds=value)
 
 # %% ../../nbs/70_feedback/01_schema.ipynb #5fb4da3b
-VERSION = 5
+VERSION = 6
 metadata = MetaData()
 
 
@@ -79,7 +79,7 @@ interactions = Table(
     Index("llm_interactions_time", "time", "request_id", *_COVERED),
     Index("llm_interactions_model_time", "model", "time", *_COVERED[1:]),
     Index("llm_interactions_session_time", "session", "time"),
-    Index("llm_interactions_user", "user"),
+    Index("llm_interactions_user_time", "user", "time"),
 )
 
 # %% ../../nbs/70_feedback/01_schema.ipynb #433abc9c
@@ -96,7 +96,7 @@ feedback = Table(
     _column("data", JSON),
     *(_column(name, Text) for name in ("comment", "text")),
     _column("digest", LargeBinary(16)),
-    Index("llm_feedback_request", "request_id", "kind"),
+    Index("llm_feedback_request", *("request_id", "kind", "source", "time", "value", "retracted")),
     Index("llm_feedback_time", "time", "id"),
     Index("llm_feedback_user", "user"),
 )
@@ -135,15 +135,12 @@ changed = Table(
 rollups = Table(
     "llm_rollups",
     metadata,
-    _column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
-    _column("hours", Integer),  # 1 or 24
-    _column("hour", BigInteger),  # the first of them
-    _column("model", String(200)),
-    *(Column(name, String(200)) for name in ("prompt", "topic")),
-    *(_column(name, BigInteger) for name in SUMS[:-2]),
-    *(_column(name, Float) for name in SUMS[-2:]),
+    Column("hours", Integer),  # 1 or 24
+    Column("hour", BigInteger),  # the first of them
+    _column("labels", JSON),  # three lists: the model, prompt and topic of each group
+    _column("sums", LargeBinary),  # SUMS of each group
     *(_column(name, LargeBinary) for name in MEASURES),
-    Index("llm_rollups_hour", "hours", "hour"),
+    PrimaryKeyConstraint("hours", "hour"),
 )
 columns = Table(
     "llm_columns",

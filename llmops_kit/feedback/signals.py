@@ -15,10 +15,11 @@ from sqlalchemy import case, func, select
 
 from ..agreement import holm
 from ..core import Where
-from .clusters import USERS_NEEDED, cluster_key, effective_n
+from .clusters import USERS_NEEDED, effective_n
 from .counts import Counts, said
 from .feedback_store import FeedbackStore
 from .interactions import IMPLICIT
+from .per_user import cluster_key
 from .rollups import tally
 from .schema import interactions
 from .select import column, conditions
@@ -92,7 +93,8 @@ def _tested(one: tuple[float, float], other: tuple[float, float]) -> dict[str, f
     row["p_value"] = float(chi2.sf(square, 1))
     if not other[0]:
         return {**row, "ratio": None, "ratio_low": None, "ratio_high": None}
-    low, high = limits(*one, *other, method="score", compare="ratio")
+    # Where both shares are 1, the limits come back as complex numbers of no imaginary part.
+    low, high = np.real(limits(*one, *other, method="score", compare="ratio"))
     ends = {"ratio_low": max(0.0, float(low)), "ratio_high": float(high)}
     return {**row, "ratio": shares[0] / shares[1], **ends}
 

@@ -21,7 +21,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..core import DataError, LLMOpsError, Record, append_jsonl
-from .alert_log import Alert
+from .alert_log import Alert, AlertLog
+from .outbox import Outbox
 
 # %% ../../nbs/70_feedback/10_sinks.ipynb #b83ebb1d
 Sink = Callable[[Alert], object]
@@ -81,28 +82,50 @@ _AGAIN = (408, 429, 500, 502, 503, 504)
 def _post(url: str, body: bytes, headers: dict[str, str], timeout_s: float, retries: int) -> int:
     """The status of the last answer; each try waits `timeout_s` to connect and to be answered."""
     import requests
-    from requests.adapters import HTTPAdapter
-    from urllib3 import Retry
 
-    again = Retry(
-        retries,
-        status_forcelist=_AGAIN,
-        allowed_methods=None,
-        backoff_factor=0.2,
-        backoff_max=10,
-        raise_on_status=False,
-        respect_retry_after_header=False,
-    )
-    with requests.Session() as session:
-        for scheme in ("http://", "https://"):
-            session.mount(scheme, HTTPAdapter(max_retries=again))
-        options: dict[str, Any] = {"timeout": timeout_s, "allow_redirects": False, "stream": True}
-        with session.post(url, data=body, headers=headers, **options) as answer:
-            return answer.status_code
+    options: dict[str, Any] = {"timeout": timeout_s, "allow_redirects": False, "stream": True}
+    for number in range(retries + 1):
+        last = number == retries
+        try:
+            with requests.post(url, data=body, headers=headers, **options) as answer:
+                if last or answer.status_code not in _AGAIN:
+                    return answer.status_code
+        except (requests.ConnectionError, requests.Timeout):
+            if last:
+                raise
+        time.sleep(min(10.0, 0.2 * 2**number))
+    raise ValueError("a number of retries below 0")
+
+
+def _host(url: str) -> str:
+    """The host of a webhook; DataError for what is no address of one."""
+    import requests
+
+    try:
+        parts = urlsplit(url)
+        requests.Request("POST", url).prepare()
+        (parts.hostname or "").encode("idna")
+        if parts.scheme in ("http", "https") and parts.hostname:
+            return parts.hostname
+    except (ValueError, requests.RequestException):
+        pass
+    raise DataError("this is no address of a webhook.", "webhook", "Give https://host/path.")
 
 # %% ../../nbs/70_feedback/10_sinks.ipynb #411ecf4a
 class SinkError(LLMOpsError):
     """An alert that a sink could not deliver; the text names the host, never the whole address."""
+
+
+def _said(alert: Alert, secret: str) -> tuple[bytes, dict[str, str]]:
+    """The body and the headers of a webhook message."""
+    said = {"type": "alert.raised", "timestamp": alert.time.isoformat(), "text": alert.message}
+    body = json.dumps({**said, "data": alert.to_dict()}, ensure_ascii=False).encode()
+    id, moment = f"{alert.id}-{int(alert.time.timestamp())}", int(time.time())
+    headers = {"content-type": "application/json", "webhook-id": id}
+    headers["webhook-timestamp"] = str(moment)
+    if secret:
+        headers["webhook-signature"] = sign(secret, id, moment, body)
+    return body, headers
 
 
 def webhook(url: str, secret: str = "", timeout_s: float = 5.0, retries: int = 3) -> Sink:
@@ -111,30 +134,20 @@ def webhook(url: str, secret: str = "", timeout_s: float = 5.0, retries: int = 3
     With a `secret` signed as Standard Webhooks asks. A reminder has an id of its own. SinkError
     after the last try, or at once for an answer that will not change.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise DataError("this is no address of a webhook.", "webhook", "Give https://host/path.")
-    _key(secret)
+    host, _ = _host(url), _key(secret)
 
     def to_webhook(alert: Alert) -> None:
         import requests
 
-        said = {"type": "alert.raised", "timestamp": alert.time.isoformat(), "text": alert.message}
-        body = json.dumps({**said, "data": alert.to_dict()}, ensure_ascii=False).encode()
-        id, moment = f"{alert.id}-{int(alert.time.timestamp())}", int(time.time())
-        headers = {"content-type": "application/json", "webhook-id": id}
-        headers["webhook-timestamp"] = str(moment)
-        if secret:
-            headers["webhook-signature"] = sign(secret, id, moment, body)
         try:
-            status = _post(url, body, headers, timeout_s, retries)
-        except requests.RequestException as error:
+            status = _post(url, *_said(alert, secret), timeout_s, retries)
+        except (requests.RequestException, ValueError) as error:
             why = type(getattr(error.args[0], "reason", error) if error.args else error).__name__
             told = f"no answer in {retries + 1} tries ({why})."
-            raise SinkError(told, f"webhook {parts.hostname}", "Check that it serves.") from None
+            raise SinkError(told, f"webhook {host}", "Check that it serves.") from None
         if not 200 <= status < 300:
             step = "Check its address and its token."
-            raise SinkError(f"answered with status {status}.", f"webhook {parts.hostname}", step)
+            raise SinkError(f"answered with status {status}.", f"webhook {host}", step)
 
     return to_webhook
 
@@ -147,31 +160,50 @@ class Delivered(Record):
     failed: int = 0
     problem: str = ""
 
-
+# %% ../../nbs/70_feedback/10_sinks.ipynb #4d73097b
 @dataclass
 class Sinks:
-    """Sinks that get the same alerts; one that fails is counted in `counters` and stops nobody."""
+    """Sinks by name that get the same alerts; what fails is counted and stops nobody.
 
-    sinks: Sequence[Sink]
-    counters: list[Delivered] = field(init=False)
+    By its name an `Outbox` knows what a sink has had; keep it from one process to the next.
+    """
+
+    sinks: Mapping[str, Sink]
+    counters: dict[str, Delivered] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.counters = [Delivered() for _ in self.sinks]
+        self.counters = {name: Delivered() for name in self.sinks}
 
     def send(self, alerts: Sequence[Alert]) -> None:
         """Hand each alert to each sink; returns when the slowest is done. Raises nothing."""
-        if alerts and self.sinks:
-            with ThreadPoolExecutor(len(self.sinks), "alert-sink") as pool:
-                list(pool.map(lambda place: self._hand(place, alerts), range(len(self.sinks))))
+        self._each(lambda name: [self._hand(name, alert) for alert in alerts])
 
-    def _hand(self, place: int, alerts: Sequence[Alert]) -> None:
-        sink, counter = self.sinks[place], self.counters[place]
-        for alert in alerts:
-            try:
-                sink(alert)
-                counter.sent += 1
-            except Exception as error:
-                counter.failed += 1
-                counter.problem = str(error) or type(error).__name__
-                name = getattr(sink, "__name__", type(sink).__name__)
-                _logger.error("%s did not deliver %s: %s", name, alert.id, counter.problem)
+    def deliver(self, log: AlertLog, limit_s: float = 60.0) -> None:
+        """Hand each sink what it has not had of a log's messages; what fails waits for the next.
+
+        After `limit_s` seconds a sink is handed no more. StoreError where the log fails.
+        """
+        outbox, until = Outbox(log), time.monotonic() + limit_s
+
+        def work(name: str) -> None:
+            for message in outbox.pending(name):
+                if time.monotonic() < until and outbox.claim(name, message):
+                    outbox.close(name, message, self._hand(name, message.alert))
+
+        self._each(work)
+
+    def _each(self, work: Callable[[str], object]) -> None:
+        with ThreadPoolExecutor(max(1, len(self.sinks)), "alert-sink") as pool:
+            list(pool.map(work, self.sinks))
+
+    def _hand(self, name: str, alert: Alert) -> bool:
+        counter = self.counters[name]
+        try:
+            self.sinks[name](alert)
+        except Exception as error:
+            counter.failed += 1
+            counter.problem = str(error) or type(error).__name__
+            _logger.error("%s did not deliver %s: %s", name, alert.id, counter.problem)
+            return False
+        counter.sent += 1
+        return True

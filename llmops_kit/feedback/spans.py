@@ -11,26 +11,34 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ..core import DataError
-from .datafiles import Grouped, parsed
-from .dataimports import Imported, Paths, Redact, Tagged, imported_groups
+from .datafiles import parsed
+from llmops_kit.feedback.dataimports import (
+    Grouped,
+    Imported,
+    Paths,
+    Redact,
+    Tagged,
+    imported_groups,
+)
 from .feedback_store import FeedbackStore
+from .fields import same_id
 from llmops_kit.feedback.foreign import (
     MODEL,
     USER,
+    checked_names,
     count_of,
     hashed,
     judge_of,
     number_of,
     numbered,
     opinion,
-    same_id,
 )
 from .interactions import Feedback, Interaction
 from .otel import OWN, TracedSpan, own_records
 from .otel_read import Request, first, kind_of, requests_of, spans_of, text_of
 
 # %% ../../nbs/70_feedback/05_spans.ipynb #eecb1552
-_MODELS = ("gen_ai.response.model", "gen_ai.request.model", "llm.model_name")
+_MODELS = ("gen_ai.request.model", "llm.model_name", "gen_ai.response.model")
 _SESSIONS = ("gen_ai.conversation.id", "session.id", "langfuse.session.id")
 _USERS = ("user.id", "enduser.id", "langfuse.user.id")
 _INPUT = ("gen_ai.usage.input_tokens", "gen_ai.usage.prompt_tokens", "llm.token_count.prompt")
@@ -46,31 +54,22 @@ def _labels(attributes: Mapping[str, Any], where: str) -> dict[str, str]:
     meta = attributes.get("metadata")
     meta = parsed(meta, f"{where}, metadata") if isinstance(meta, str) and meta[:1] == "{" else meta
     found = dict(meta) if isinstance(meta, dict) else {}
-    found |= {
-        key.removeprefix("metadata."): one
-        for key, one in attributes.items()
-        if key.startswith("metadata.")
-    }
+    start = "metadata."
+    found |= {k.removeprefix(start): one for k, one in attributes.items() if k.startswith(start)}
     tags = attributes.get("tag.tags")
     found |= {"tags": ", ".join(map(str, tags))} if isinstance(tags, list) and tags else {}
     provider = ("gen_ai.provider.name", "gen_ai.system", "llm.provider")
     found |= {"provider": first(attributes, provider), "service": attributes.get("service.name")}
-    plain = {
-        str(key): one
-        for key, one in found.items()
-        if isinstance(one, (str, int, float, bool)) and one != ""
-    }
-    return {key[:200]: str(one)[:200] for key, one in plain.items()}
+    kinds = (str, int, float, bool)
+    plain = {key: one for key, one in found.items() if isinstance(one, kinds) and one != ""}
+    return {str(key)[:200]: str(one)[:200] for key, one in plain.items()}
 
-
+# %% ../../nbs/70_feedback/05_spans.ipynb #62726af3
 def _documents(attributes: Mapping[str, Any], where: str) -> list[str]:
     ids = [row.get("document.id") for row in numbered(attributes, "retrieval.documents")]
-    listed = attributes.get("gen_ai.retrieval.documents")
-    listed = (
-        parsed(listed, f"{where}, gen_ai.retrieval.documents")
-        if isinstance(listed, str)
-        else listed
-    )
+    name = "gen_ai.retrieval.documents"
+    listed = attributes.get(name)
+    listed = parsed(listed, f"{where}, {name}") if isinstance(listed, str) else listed
     ids += [one.get("id") for one in listed or [] if isinstance(one, dict)]
     return [str(one) for one in ids if one is not None]
 
@@ -81,11 +80,9 @@ def _error(request: Request, response: str) -> str:
     if not (request.root.failed or (failed and not response)):
         return ""
     one = request.root if request.root.failed and request.root.message else failed[-1]
-    raised: dict[str, Any] = next(
-        (e["attributes"] for e in one.events if e["name"] == "exception"), {}
-    )
-    kind = one.attributes.get("error.type") or raised.get("exception.type") or ""
-    what = one.message or raised.get("exception.message") or ""
+    at: dict[str, Any] = next((e["attributes"] for e in one.events if e["name"] == "exception"), {})
+    kind = one.attributes.get("error.type") or at.get("exception.type") or ""
+    what = one.message or at.get("exception.message") or ""
     return f"{kind}: {what}".strip(": ") or "error"
 
 # %% ../../nbs/70_feedback/05_spans.ipynb #26473b4d
@@ -135,6 +132,8 @@ def _about(
     model = first(calls[-1].attributes, _MODELS) or first(root.attributes, _MODELS)
     version = first(merged, ("llm.prompt_template.version", "gen_ai.prompt.name"))
     versions = {"prompt": version, "service": merged.get("service.version")}
+    answering = first(calls[-1].attributes, ("gen_ai.response.model",))
+    versions["model"] = None if answering == model else answering
     found = (_documents(one.attributes, one.where) for one in request.spans)
     user = merged.get("user.hash") or hashed(first(merged, _USERS), user_key, left_out)
     return {
@@ -185,14 +184,11 @@ def feedback_of(
             try:
                 by = judge_of(str(name), kind, identifier, names)
                 who = identifier or f"{time} {score} {label} {why}"
-                told = {
-                    "value": None if score is None else number_of(score, place),
-                    "label": str(label or ""),
-                    "comment": str(why or ""),
-                }
+                told: dict[str, Any] = {"label": str(label or ""), "comment": str(why or "")}
+                told["value"] = None if score is None else number_of(score, place)
                 at = TracedSpan("", "", start_ns=time or span.end_ns, where=place).started
                 id = same_id(request.id, span.span_id, str(name), str(who))
-                found.append(opinion(id, request.id, str(name), at, by=by, names=names, **told))  # type: ignore[arg-type]
+                found.append(opinion(id, request.id, str(name), at, by=by, names=names, **told))
             except (DataError, ValueError, TypeError) as error:
                 what = error.what if isinstance(error, DataError) else f"{error}."
                 bad.append(DataError(what, place))
@@ -219,7 +215,7 @@ def records_of(
         else:
             yield from feedback_of(request, names, bad)
 
-
+# %% ../../nbs/70_feedback/05_spans.ipynb #1e6c89c0
 def read_spans(
     paths: Paths,
     store: FeedbackStore,
@@ -234,14 +230,17 @@ def read_spans(
     to "thumbs", "stars" or "correction". Bad spans refuse everything unless `bad` is a list.
     `redact` is applied to texts and labels before they are written, as the collector does.
     """
+    names, passed = checked_names(names), Counter[str]()
 
     def tag(row: dict[str, Any], where: str, faults: list[DataError]) -> Iterator[Tagged]:
+        passed["line of metrics"] += "resourceMetrics" in row or "resource_metrics" in row
         for span in spans_of(row, where, faults):
             yield "span", span.trace_id, span.to_dict()
 
     def records(
         traces: Grouped, found: list[DataError], left_out: Counter[str]
     ) -> Iterator[Interaction | Feedback]:
+        left_out.update(passed)
         for _, rows in traces.groups():
             requests = requests_of([TracedSpan(**row) for _, row in rows], left_out)
             yield from records_of(requests, found, left_out, user_key, names)

@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..core import DataError, append_jsonl, iter_jsonl
-from .interactions import Feedback, Interaction, new_id
+from .interactions import Feedback, Interaction, new_id, storable
 
 # %% ../../nbs/70_feedback/02_spill.ipynb #433eabfc
 _KINDS: dict[str, type[Any]] = {"Interaction": Interaction, "Feedback": Feedback}
@@ -36,6 +36,44 @@ def from_line(row: dict[str, Any], where: str = "") -> Interaction | Feedback:
     found: Interaction | Feedback = kind.from_dict(fields, where)
     return found
 
+# %% ../../nbs/70_feedback/02_spill.ipynb #52d6b07d
+def _records(rows: Iterable[dict[str, Any]], name: str, bad: list[DataError]) -> list[Any]:
+    """The records of rows of a file; rows that are none are put into `bad`."""
+    found = []
+    for row in rows:
+        try:
+            found.append(from_line(row, name))
+        except DataError as error:
+            bad.append(error)
+    return found
+
+
+def _refusal(record: Interaction | Feedback, why: str) -> dict[str, Any]:
+    """A record beside the reason for which it was refused, whatever is in it."""
+    try:
+        told = to_line(record)
+    except Exception:
+        told = {"record": type(record).__name__, "shown": storable(repr(record)[:100_000])}
+    return {"why": storable(why), **told}
+
+# %% ../../nbs/70_feedback/02_spill.ipynb #06449341
+def _handed_over(
+    path: Path, refused: Path, write: Callable[[Sequence[Any]], object], size: int
+) -> int:
+    """All records of a file to `write`, then the file away; how many. Its lock must be held."""
+    bad: list[DataError] = []
+    rows, count = iter_jsonl(path, bad=bad), 0
+    while some := list(islice(rows, size)):
+        records = _records(some, path.name, bad)
+        write(records)
+        count += len(records)
+    if bad:
+        os.replace(path, path.with_name(f"{path.name}.{new_id()}.bad"))
+        append_jsonl(refused, *({"why": storable(str(error))} for error in bad))
+    else:
+        path.unlink()
+    return count
+
 # %% ../../nbs/70_feedback/02_spill.ipynb #d12525ba
 class Spill:
     """A JSONL file of records that several processes may append to and one reads back.
@@ -44,7 +82,7 @@ class Spill:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser().absolute()  # the same one after a chdir
         self.refused = self.path.with_name(f"{self.path.name}.refused")
         self._lock = FileLock(f"{self.path}.lock")
 
@@ -56,14 +94,20 @@ class Spill:
             return False
 
     def append(self, records: Iterable[Interaction | Feedback]) -> None:
-        """Keep the records; when it returns they survive kill -9 and a power failure."""
+        """Keep the records; when it returns they survive kill -9 and a power failure.
+
+        DataError, with nothing kept, where one of them was changed to what JSON has no form for.
+        """
+        lines = list(map(to_line, records))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._lock:
-            append_jsonl(self.path, *map(to_line, records))
+            append_jsonl(self.path, *lines)
 
     def refuse(self, record: Interaction | Feedback, why: str) -> None:
         """Put a record aside that the store does not take, with the reason."""
-        append_jsonl(self.refused, {"why": why, **to_line(record)})
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._lock:
+            append_jsonl(self.refused, _refusal(record, why))
 
     def drain(self, write: Callable[[Sequence[Any]], object], size: int = 500) -> int:
         """Hand all records to `write` and forget them; how many. What `write` raises passes.
@@ -72,25 +116,6 @@ class Spill:
         """
         try:
             with self._lock.acquire(timeout=0):
-                return self._drained(write, size) if self.waits() else 0
+                return _handed_over(self.path, self.refused, write, size) if self.waits() else 0
         except Timeout:
             return 0
-
-    def _drained(self, write: Callable[[Sequence[Any]], object], size: int) -> int:
-        bad: list[DataError] = []
-        rows, count = iter_jsonl(self.path, bad=bad), 0
-        while some := list(islice(rows, size)):
-            records = []
-            for row in some:
-                try:
-                    records.append(from_line(row, self.path.name))
-                except DataError as error:
-                    bad.append(error)
-            write(records)
-            count += len(records)
-        if bad:
-            os.replace(self.path, self.path.with_name(f"{self.path.name}.{new_id()}.bad"))
-            append_jsonl(self.refused, *({"why": str(error)} for error in bad))
-        else:
-            self.path.unlink()
-        return count

@@ -7,6 +7,7 @@ __all__ = ['Targets', 'read_targets', 'load_targets']
 
 # %% ../../nbs/70_feedback/08_targets.ipynb #ca1529f0
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,26 @@ from ..marked import read_marked
 
 # %% ../../nbs/70_feedback/08_targets.ipynb #cbeda029
 _KINDS: dict[str, Any] = {"targets": Target, "changes": ChangeRule, "no_data": NoDataRule}
+_STAND_INS = {"metric": "latency_p50", "target": 0.0, "alert": 0.0}  # to check the other fields
+
+
+def _typed(error: Any, known: list[str]) -> Fault:
+    """The field that pydantic refused, and why, for people."""
+    name, what = str(error["loc"][0] if error["loc"] else ""), error["msg"].lower()
+    given = str(error["input"])[:40]
+    if "unexpected" in what:
+        near = get_close_matches(name, known, 1)
+        step = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
+        return name, f"there is no such field; {step}"
+    if error["type"] == "missing":
+        return name, "field required."
+    if name == "where":
+        return name, "give each label a text in quotes, true or false, or a list of texts."
+    if name in ("target", "alert"):
+        return name, f"{given!r} is no number; write 0.9 for 90 %, 2000 for 2 seconds."
+    if name in ("window", "cooldown"):
+        return name, f"{given!r} is no length of time; write it as 30m, 24h, 7d or 4w."
+    return name, f"{given!r} will not do: {what}."
 
 
 def _made(kind: Any, row: Any) -> tuple[Rule | None, list[Fault]]:
@@ -30,31 +51,19 @@ def _made(kind: Any, row: Any) -> tuple[Rule | None, list[Fault]]:
 
     if not isinstance(row, dict):
         return None, [("", f"{str(row)[:40]!r} is no rule; write its fields as name: value.")]
-    row = {
-        name: str(value) if value is True or value is False else value
-        for name, value in row.items()
-    }
+    row = {name: str(one) if isinstance(one, bool) else one for name, one in row.items()}
     try:
         return TypeAdapter(kind).validate_python(row), []
     except Wrong as error:
         return None, error.faults
     except ValidationError as error:
-        known, faults = ", ".join(kind.__dataclass_fields__), []
-        for one in error.errors():
-            name, what = str(one["loc"][0] if one["loc"] else ""), one["msg"].lower()
-            if "unexpected" in what:
-                what = f"there is no such field; there are {known}"
-            faults.append((name, f"{what}."))
+        known = list(kind.__dataclass_fields__)
+        faults = list(dict.fromkeys(_typed(one, known) for one in error.errors()))
     bad = {name for name, _ in faults}
-    rest = {name: value for name, value in row.items() if name not in bad}
-    fields = bad & set(kind.__dataclass_fields__)
-    stand_ins = {name: value for name, value in _STAND_INS.items() if name in fields}
+    stand_ins = {name: _STAND_INS[name] for name in bad & {*_STAND_INS} & {*known}}
+    rest = {name: value for name, value in row.items() if name not in bad} | stand_ins
     unsure = bad | ({"alert"} if bad & {"metric", "target"} else set())
-    others = _made(kind, rest | stand_ins)[1]
-    return None, faults + [one for one in others if one[0] not in unsure]
-
-
-_STAND_INS = {"metric": "latency_p50", "target": 0.0, "alert": 0.0}  # to check the other fields
+    return None, faults + [one for one in _made(kind, rest)[1] if one[0] not in unsure]
 
 # %% ../../nbs/70_feedback/08_targets.ipynb #6e30c225
 @dataclass(frozen=True)
@@ -85,20 +94,23 @@ class Targets(Record):
         others = len(self.changes), len(self.no_data)
         return "\n".join(lines) + "\n\n*{} rules of change, {} of no data*".format(*others)
 
-
+# %% ../../nbs/70_feedback/08_targets.ipynb #ff33db3b
 def read_targets(text: str | bytes, where: str = "targets") -> Targets:
-    """The rules of a YAML text; DataError with all faults, each with its line and field."""
+    """The rules of a text, TOML where the name ends in .toml, else YAML.
+
+    DataError with all faults, each with its line and field.
+    """
     marked = read_marked(text, where)
     if not isinstance(marked.data or {}, dict):
         raise DataError("there must be lists under targets:, changes: and no_data:.", where)
     made: dict[str, list[Any]] = {side: [] for side in _KINDS}
     seen: dict[str, int] = {}
     for side, rows in (marked.data or {}).items():
-        if side not in _KINDS or not isinstance(rows, list):
+        if side not in _KINDS or not isinstance(rows, list | None):
             told = f"must be one of {', '.join(_KINDS)}, with a list under it."
             marked.faults.append(FileFault((side,), told))
             continue
-        for place, row in enumerate(rows):
+        for place, row in enumerate(rows or []):
             at, (rule, wrong) = (side, place), _made(_KINDS[side], row)
             marked.faults += [FileFault((*at, name) if name else at, what) for name, what in wrong]
             line = marked.line(at)

@@ -145,11 +145,23 @@ def _to_version_5(connection: Connection) -> None:
     _mark_all(connection)
 
 
+def _to_version_6(connection: Connection) -> None:
+    """A row for each hour that is counted, and two better indexes; every hour is counted again."""
+    for name in ("llm_interactions_user", "llm_feedback_request"):
+        connection.exec_driver_sql(f"DROP INDEX IF EXISTS {name}")
+    for index in [*interactions.indexes, *feedback.indexes]:
+        index.create(connection, checkfirst=True)
+    connection.exec_driver_sql("DROP TABLE llm_rollups")
+    metadata.create_all(connection, [rollups])
+    _mark_all(connection)
+
+
 MIGRATIONS: dict[int, Callable[[Connection], None]] = {
     1: _to_version_2,
     2: _to_version_3,
     3: _to_version_4,
     4: _to_version_5,
+    5: _to_version_6,
 }
 
 # %% ../../nbs/70_feedback/01_upgrades.ipynb #94cf4c30

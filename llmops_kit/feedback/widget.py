@@ -22,7 +22,28 @@ def diff_html(before: str, after: str) -> str:
     return f'<div style="white-space: pre-wrap">{"".join(parts)}</div>'
 
 # %% ../../nbs/70_feedback/04_widget.ipynb #093e24c0
-class FeedbackWidget(widgets.VBox):
+class _Parts(widgets.VBox):
+    """Buttons, stars and fields under an answer; nothing happens yet when they are used."""
+
+    def __init__(self, response: str, categories: tuple[str, ...]) -> None:
+        narrow = widgets.Layout(width="auto")
+        self.up = widgets.Button(description="👍", tooltip="good answer", layout=narrow)
+        self.down = widgets.Button(description="👎", tooltip="bad answer", layout=narrow)
+        self.stars = widgets.ToggleButtons(
+            options=[("★" * n, n) for n in range(1, 6)], value=None, style={"button_width": "auto"}
+        )
+        self.category = widgets.Dropdown(options=categories, description="reason")
+        self.comment = widgets.Text(placeholder="comment", continuous_update=False)
+        self.correction = widgets.Textarea(value=response, layout=widgets.Layout(width="100%"))
+        self.send = widgets.Button(description="Send the correction", disabled=True)
+        self.changed, self.told = widgets.HTML(), widgets.HTML()
+        first = widgets.HBox([self.up, self.down, self.stars, self.category, self.comment])
+        fold = widgets.Accordion([widgets.VBox([self.correction, self.changed, self.send])])
+        fold.titles = ("Correct the answer",)
+        super().__init__([first, fold, self.told])
+
+# %% ../../nbs/70_feedback/04_widget.ipynb #01eee312
+class FeedbackWidget(_Parts):
     """Thumbs, stars, comment and correction for one answer, written to the collector.
 
     `user` is a name that the collector hashes; empty for nobody in particular. `categories` are
@@ -37,26 +58,9 @@ class FeedbackWidget(widgets.VBox):
         user: str = "",
         categories: tuple[str, ...] = ("", "wrong", "incomplete", "unclear", "off topic", "unsafe"),
     ) -> None:
+        super().__init__(response, categories)
         self.collector, self.request_id = collector, request_id
         self.response, self.user = response, user
-        narrow = widgets.Layout(width="auto")
-        self.up = widgets.Button(description="👍", tooltip="good answer", layout=narrow)
-        self.down = widgets.Button(description="👎", tooltip="bad answer", layout=narrow)
-        self.stars = widgets.ToggleButtons(
-            options=[("★" * n, n) for n in range(1, 6)], value=None, style={"button_width": "auto"}
-        )
-        self.category = widgets.Dropdown(options=categories, description="reason")
-        self.comment = widgets.Text(placeholder="comment", continuous_update=False)
-        self.correction = widgets.Textarea(value=response, layout=widgets.Layout(width="100%"))
-        self.send = widgets.Button(description="Send the correction", disabled=True)
-        self.changed, self.told = widgets.HTML(), widgets.HTML()
-        self._wire()
-        first = widgets.HBox([self.up, self.down, self.stars, self.category, self.comment])
-        fold = widgets.Accordion([widgets.VBox([self.correction, self.changed, self.send])])
-        fold.titles = ("Correct the answer",)
-        super().__init__([first, fold, self.told])
-
-    def _wire(self) -> None:
         self.up.on_click(lambda _: self._say("thumbs_up"))
         self.down.on_click(lambda _: self._say("thumbs_down"))
         self.send.on_click(lambda _: self._say("correction", text=self.correction.value))

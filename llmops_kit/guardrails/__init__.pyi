@@ -45,6 +45,7 @@ from .promise import promise_chain as promise_chain
 from .promise import texts_needed as texts_needed
 from .redaction import Vault as Vault
 from .redaction import redact as redact
+from .redaction import without_personal as without_personal
 from .refusal import RefusalGuard as RefusalGuard
 from .roc import auc as auc
 from .roc import operating_point as operating_point
