@@ -69,7 +69,7 @@ def test_the_feedback_of_half_an_hour_is_found_without_reading_all(postgres: str
     store = FeedbackStore(postgres)
     store.write(asked(n, 10) for n in range(400))
     store.write(thumb(n) for n in range(12_000))
-    store.database.compact()
+    store.database.compact(table.name for table in schema.metadata.sorted_tables)
     half = conditions(schema.interactions, START, START + timedelta(minutes=30))
     found = plan(store, select(said(half, ("regenerated",))))
     assert "Seq Scan on llm_feedback" not in found

@@ -8,7 +8,7 @@ __all__ = ['as_url', 'explain', 'Database']
 # %% ../../nbs/70_feedback/01_database.ipynb #7ee2df3c
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -155,13 +155,18 @@ class Database:
                 connection.execute(wait, {"lock": 0x11F0ED})
             yield connection
 
-    def compact(self) -> None:
-        """Take deleted rows out of the files: SQLite's is written anew, PostgreSQL is vacuumed."""
+    def compact(self, tables: Iterable[str]) -> bool:
+        """Take deleted rows out of the files: SQLite's is written anew, PostgreSQL's are vacuumed.
+
+        False while somebody reads an older state of a SQLite file, which then still holds them.
+        """
         outside = {"begin": ""} if self.sqlite else {"isolation_level": "AUTOCOMMIT"}
         with self._connected(**outside) as connection:
+            if not self.sqlite:
+                connection.exec_driver_sql(f"VACUUM {', '.join(tables)}")
+                return True
             connection.exec_driver_sql("VACUUM")
-            if self.sqlite:
-                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+            return not connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").scalar()
 
     def close(self) -> None:
         """Close all connections that are idle."""

@@ -18,7 +18,7 @@ from ..core import DataError, Record, StoreError
 from .database import Database
 from .fields import is_hash
 from .interactions import Interaction, as_utc, storable, utc_now
-from .schema import erased, feedback, history, interactions
+from .schema import erased, feedback, history, interactions, metadata
 from .touched import forget, hours_of
 
 # %% ../../nbs/70_feedback/02_erase.ipynb #f2e1fdfd
@@ -123,14 +123,10 @@ def _erase(
 
 def _emptied(database: Database) -> None:
     """Take what was erased out of the files; StoreError while somebody reads an older state."""
-    database.compact()
-    if database.sqlite:
-        with database.engine.connect().execution_options(begin="") as connection:
-            busy = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").scalar()
-        if busy:
-            what = "the rows are erased, but still in the file, as somebody reads an older state"
-            step = "Call it again when that has ended."
-            raise StoreError(f"{what}.", database.shown, step)
+    if not database.compact(table.name for table in metadata.sorted_tables):
+        what = "the rows are erased, but still in the file, as somebody reads an older state"
+        step = "Call it again when that has ended."
+        raise StoreError(f"{what}.", database.shown, step)
 
 # %% ../../nbs/70_feedback/02_erase.ipynb #728ce08c
 def _check_user(connection: Connection, user: str) -> None:

@@ -23,10 +23,11 @@ from .fields import storable as storable
 class Interaction(Kept):
     """One request and its answer. Latency and `ttft_ms` (time to first token) in milliseconds.
 
-    `user` is a hash (`hash_user`); `versions` of "prompt", "index", "policy", "cache"; `findings`
-    are `llmops_kit.core.Finding` as dictionaries; `error` is empty where there was none; `tags` are
-    the application's own labels. Names, ids and labels have at most 200 characters. DataError for
-    a time without a zone, a negative duration or price, or a field of a wrong type.
+    `user` is a hash (`hash_user`); `model` is the one that was asked; `versions` of "prompt",
+    "index", "policy", "cache", and of "model", where the one that answered has another name;
+    `findings` are `llmops_kit.core.Finding` as dictionaries; `error` is empty where there was none;
+    `tags` are the application's own labels. Names, ids and labels have at most 200 characters.
+    DataError for a time without a zone, a negative duration or price, or a field of a wrong type.
     """
 
     request_id: Name
