@@ -168,10 +168,13 @@ def test_names_of_the_greatest_length_fit_every_index(where: str) -> None:
 def test_ids_that_no_database_holds_are_looked_up_as_they_are_kept(where: str) -> None:
     store, odd = FeedbackStore(where), "r\0\ud800"
     asked, said = (
-        Interaction(odd, START, user=odd),
+        Interaction(odd, START, user=odd, tags={odd: odd}),
         Feedback(odd, odd, "explicit", "comment", START),
     )
     store.write([asked, said])
+    for wanted in (odd, [odd]):
+        chosen = {"user": wanted, f"tags.{odd}": wanted}
+        assert store.count(Interaction, where=chosen) == 1
     assert store.get(Interaction, [odd]) == {asked.request_id: asked}
     assert store.feedback_of([odd]) == {asked.request_id: [said]}
     store.retract(odd)

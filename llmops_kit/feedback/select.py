@@ -16,7 +16,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from ..core import DataError, Where
 from .database import Database
-from .interactions import as_utc
+from .interactions import as_utc, storable
 from .schema import TABLES, R, columns_of, key_of, record_of
 
 # %% ../../nbs/70_feedback/01_select.ipynb #5f14e951
@@ -29,7 +29,7 @@ def column(table: Table, name: str) -> ColumnElement[Any]:
 
     DataError for another name.
     """
-    field, _, label = name.partition(".")
+    field, _, label = storable(name).partition(".")
     if label and field in _LABELS and field in table.c and '"' not in label:
         return table.c[field][label].as_string()
     if name == "failed" and "error" in table.c:
@@ -80,8 +80,13 @@ def conditions(
         if name == "model" and {*FEW} & {*(where or {})}:
             one = _Checked(one)
         many = isinstance(wanted, (list, tuple, set, frozenset))
-        found.append(one.in_(list(wanted)) if many else one == wanted)
+        found.append(one.in_([_kept(one) for one in wanted]) if many else one == _kept(wanted))
     return found
+
+
+def _kept(value: Any) -> Any:
+    """A value as the database has it."""
+    return storable(value) if isinstance(value, str) else value
 
 # %% ../../nbs/70_feedback/01_select.ipynb #46c6918b
 def pages(
