@@ -139,14 +139,14 @@ messages = Table(
 )
 
 # %% ../../nbs/70_feedback/09_alert_log.ipynb #afe32e65
-def make_tables(database: Database) -> None:
+def make_tables(database: Database, tables: MetaData = metadata) -> None:
     """Make the tables of alerts that are missing; StoreError where that is not allowed."""
     with database.reading() as connection:
-        if set(metadata.tables) <= set(inspect(connection).get_table_names()):
+        if set(tables.tables) <= set(inspect(connection).get_table_names()):
             return
     try:
         with database.writing() as connection:
-            metadata.create_all(connection)
+            tables.create_all(connection)
     except StoreError as error:
         told = f"the history of alerts cannot be kept here: {error.what}"
         step = "Give AlertLog a path or an address that may be written to."
