@@ -373,12 +373,12 @@ def test_many_calls_and_retrievers_under_one_parent_take_linear_time() -> None:
         ]
 
     took = []
-    for size in (500, 5000):
+    for size in (1000, 20_000):
         spans, began = trace(size), time.process_time()
         requests = requests_of(spans, Counter())
         took.append(time.process_time() - began)
         assert [len(one.spans) for one in requests] == [2] * size
-    assert took[1] < 40 * took[0] + 0.1
+    assert took[1] < 60 * took[0] + 2  # square would be 15 s; a collection of garbage takes one
 
 
 @pytest.mark.parametrize("value", ["²", "--5", "9" * 5000, "1e400", float("inf"), True, [], "-"])

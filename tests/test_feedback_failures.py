@@ -578,7 +578,7 @@ def test_one_sentence_said_by_thousands_is_one_topic_in_bounded_time() -> None:
         return time.process_time() - started
 
     seconds(300)
-    assert seconds(30_000) < 30 * seconds(3000) + 0.5
+    assert seconds(30_000) < 30 * seconds(3000) + 3  # square would be minutes
 
 
 def test_hundreds_of_quarrels_are_settled(store: FeedbackStore) -> None:
