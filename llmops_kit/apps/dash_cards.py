@@ -8,15 +8,13 @@ __all__ = ['KPIS', 'STATES', 'CARDS_CSS', 'targets_for', 'state_for', 'chip', 'l
 
 # %% ../../nbs/90_apps/09_dash_cards.ipynb #39b4dfed
 import math
-import re
 from collections.abc import Sequence
 
 from .theme import escape
 from ..core import Where
 from ..feedback.amounts import amount, interval, limit, measured
-from ..feedback.counts import Counts
 from ..feedback.metrics import METRICS, Reading
-from ..feedback.readings import readings
+from ..feedback.readings import least_n, observed
 from ..feedback.targets import Target, Targets, state_of
 
 # %% ../../nbs/90_apps/09_dash_cards.ipynb #d05d2d1f
@@ -120,20 +118,16 @@ def sparkline(values: Sequence[float | None], target: float | None = None) -> st
     return f'<svg class="spark" {box}>{lines}</svg>'
 
 # %% ../../nbs/90_apps/09_dash_cards.ipynb #46e18c4a
-_NEEDED = re.compile(r"0 (?P<of>\w+), (?P<n>\d+) are needed")
-
-
 def gap_words(known: Sequence[bool], whole: Reading, step: str = "day") -> str:
     """Why days have no value, with what the whole window says; "" where all of them have one."""
-    gaps, needed = list(known).count(False), _NEEDED.search(readings(Counts())[whole.name].note)
-    if not gaps or needed is None:
+    gaps, least, of = list(known).count(False), least_n(whole.name), observed(whole.name)
+    if not gaps or not least:
         return ""
-    least = f"{int(needed['n']):,}"
     if gaps == len(known):
-        head = f"No {step} of this window has the {least} {needed['of']} that a value needs."
+        head = f"No {step} of this window has the {least:,} {of} that a value needs."
     else:
         many = f"{gaps} of {len(known)} {step}s" if gaps > 1 else f"one of {len(known)} {step}s"
-        head = f"No value for {many}: fewer than {least} {needed['of']}."
+        head = f"No value for {many}: fewer than {least:,} {of}."
     if whole.value is None or whole.low is None or whole.high is None:
         return f"{head} All together have {whole.n:,}: choose a longer window."
     told = measured(whole.value, whole.low, whole.high, METRICS[whole.name].unit)

@@ -25,7 +25,7 @@ from llmops_kit.feedback.clusters import (
 from .counts import Key, said
 from .facts import GROUNDING
 from .feedback_store import FeedbackStore
-from .readings import METRICS, SHARES, Reading
+from .readings import METRICS, SHARES, Reading, least_n, observed, too_few
 from .schema import interactions
 from .select import column, conditions
 from .windows import Window, as_window
@@ -123,7 +123,6 @@ def user_sums(
 
 # %% ../../nbs/70_feedback/07_per_user.ipynb #5b0387fc
 DOMINANT = 0.2  # of the observations, of one user: worth a sentence
-_OF = {**{name: of for name, (_, _, of) in SHARES.items()}, "cost_per_request": "priced"}
 
 
 @dataclass(frozen=True)
@@ -159,32 +158,34 @@ def _few(name: str, one: Clusters) -> str:
     whose = "sessions" if one.unnamed == one.n else "users"
     many = f"{one.count:,} {whose}" if one.count > 1 else f"one {whose[:-1]}"
     weight = f", who weigh as {one.effective:.1f} equal ones" if one.count > 1 else ""
-    return f"all {one.n:,} {_OF[name]} are of {many}{weight}"
+    return f"all {one.n:,} {observed(name)} are of {many}{weight}"
 
 
 def _heavy(name: str, one: Clusters) -> str:
     """One cluster that outweighs the others, in words; "" where there is none."""
     if one.count < 2 or one.most < DOMINANT * one.n:
         return ""
-    return f"{one.heaviest} has {amount(one.most / one.n, 'share')} of all {one.n:,} {_OF[name]}"
+    return (
+        f"{one.heaviest} has {amount(one.most / one.n, 'share')} of all {one.n:,} {observed(name)}"
+    )
 
 
 def _unseen(name: str, one: Clusters) -> str:
     """What nobody had, or everybody, in words; "" for all else."""
     if not METRICS[name].better or 0 < one.hits < one.n or _counted_by(one) == "requests":
         return ""
-    seen = f"{'all' if one.hits else 'none of'} {one.n:,} {_OF[name]} had it"
+    seen = f"{'all' if one.hits else 'none of'} {one.n:,} {observed(name)} had it"
     who = f"users who {'never' if one.hits else 'always'} have it"
     limit = amount(unseen_limit(one), "share")
     return f"{seen}; {who} may still be up to {limit} of all"
 
 # %% ../../nbs/70_feedback/07_per_user.ipynb #04c70387
 def _reading(name: str, one: Clusters, min_n: int) -> UserReading:
-    money = name == "cost_per_request"
+    money, needed = name == "cost_per_request", least_n(name, min_n)
     heavy = (one.heaviest, one.most / one.n if one.n else 0.0)
-    needed, known = max(2 if money else 1, min_n), (one.count, one.effective)
+    known = (one.count, one.effective)
     if one.n < needed:
-        note = f"not enough data: {one.n} {_OF[name]}, {needed} are needed"
+        note = too_few(name, one.n, needed)
         return UserReading(name, None, None, None, one.n, note, *known, None, *heavy, one.unnamed)
     by = _counted_by(one)
     counted = one.apart if by == "requests" else one

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from .analyzer import FeedbackReport
-from .readings import METRICS, SHARES
+from .readings import METRICS, observed
 from .targets import Target
 
 # %% ../../nbs/70_feedback/13_report_series.ipynb #2ca0961e
@@ -32,8 +32,7 @@ def gaps_of(days: pd.DataFrame, name: str, step: str = "day") -> str:
     bare = asked[asked[name].isna()]
     if bare.empty:
         return ""
-    n, of = bare[f"{name}_n"], {"cost_per_request": "priced"}.get(name, "measured")
-    of = SHARES[name][2] if name in SHARES else of
+    n, of = bare[f"{name}_n"], observed(name)
     some = f"{n.min():,}" if n.min() == n.max() else f"{n.min():,} to {n.max():,}"
     few = (
         f"{some} {of} {'is' if some == '1' else 'are'} too few" if n.max() else f"nothing was {of}"
