@@ -12,6 +12,8 @@ export PYTHONPATH :=
 workbench: $(READY)  ## serve the workbench on http://localhost:5006
 	llmops-kit workbench --port $(PORT)
 
+# Two processes on two cores: with a thread per core in each, the threads of NumPy wait for each other.
+test: export OMP_NUM_THREADS := 1
 test: $(READY)  ## layers, lint, types, generated files, notebooks, tests
 	python -m pytest -q tests/test_layers.py
 	ruff check nbs tests setup.py

@@ -195,6 +195,31 @@ class _Run(_Job):
             self.stopped.set()
             work.cancel()
 
+# %% ../nbs/00_base/06_local.ipynb #d1954c89
+async def _items(
+    name: str, weights: _Generator, prompt: Prompt, options: dict[str, Any]
+) -> AsyncGenerator[str | Event, None]:
+    """The text of one call word by word, and its completion; ProviderError when it fails."""
+    started, said, meta = time.perf_counter(), list[str](), dict[str, Any]()
+    await asyncio.get_running_loop().run_in_executor(_WORKER, weights.load)
+    run = _Run(weights, options)
+    try:
+        async with aclosing(run.texts(prompt)) as texts:
+            async for text in texts:
+                meta.setdefault("first_token_ms", 1000 * (time.perf_counter() - started))
+                said.append(text)
+                yield text
+    except LLMOpsError:
+        raise
+    except Exception as error:
+        what = f"generating failed ({type(error).__name__}: {error})."
+        raise ProviderError(what, name, "Try a shorter prompt or another model.") from error
+    if options["temperature"] > 0:
+        meta["seed"] = options["seed"]
+    latency = 1000 * (time.perf_counter() - started)
+    done = Completion("".join(said), name, run.usage, latency, None, run.finish, meta)
+    yield Event("complete", completion=done)
+
 # %% ../nbs/00_base/06_local.ipynb #12bd8344
 class LocalLLM(LLM):
     """A transformers causal model by folder or name, run in this process; greedy by default.
@@ -235,29 +260,6 @@ class LocalLLM(LLM):
             async for item in items:
                 yield item
 
-    async def _items(
-        self, prompt: Prompt, params: dict[str, Any]
-    ) -> AsyncGenerator[str | Event, None]:
+    def _items(self, prompt: Prompt, params: dict[str, Any]) -> AsyncGenerator[str | Event, None]:
         options = _check_local({**self.params, **params}, self.name)
-        started, said, meta = time.perf_counter(), list[str](), dict[str, Any]()
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(_WORKER, self._weights.load)
-        run = _Run(self._weights, options)
-        try:
-            async with aclosing(run.texts(prompt)) as texts:
-                async for text in texts:
-                    meta.setdefault("first_token_ms", 1000 * (time.perf_counter() - started))
-                    said.append(text)
-                    yield text
-        except LLMOpsError:
-            raise
-        except Exception as error:
-            what = f"generating failed ({type(error).__name__}: {error})."
-            raise ProviderError(
-                what, self.name, "Try a shorter prompt or another model."
-            ) from error
-        if options["temperature"] > 0:
-            meta["seed"] = options["seed"]
-        latency = 1000 * (time.perf_counter() - started)
-        done = Completion("".join(said), self.name, run.usage, latency, None, run.finish, meta)
-        yield Event("complete", completion=done)
+        return _items(self.name, self._weights, prompt, options)

@@ -59,17 +59,17 @@ def process(command: list[str], log: Path, cwd: Path, **env: str) -> Iterator[su
         finally:
             running.terminate()
             try:
-                running.wait(10)
+                running.wait(60)
             except subprocess.TimeoutExpired:
                 running.kill()
                 running.wait()
 
 
-def wait_for(url: str, running: subprocess.Popen, log: Path, seconds: float = 90) -> None:
+def wait_for(url: str, running: subprocess.Popen, log: Path, seconds: float = 240) -> None:
     """Return when the address answers; AssertionError with the log if it does not."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and running.poll() is None:
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=20):
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=120):
             return
         time.sleep(0.2)
     raise AssertionError(f"{url} does not answer:\n{log.read_text()[-3000:]}")
@@ -166,7 +166,7 @@ def watched(browser: Any, width: int = 1280, height: int = 900) -> Iterator[tupl
     """A new page in a context of its own, and the watch over it."""
     context = browser.new_context(viewport={"width": width, "height": height})
     page, watch = context.new_page(), Watch()
-    page.set_default_timeout(90_000)
+    page.set_default_timeout(120_000)
     watch.on(page)
     try:
         yield page, watch
@@ -194,7 +194,7 @@ def until(seen: Any, act: Callable[[], None], tries: int = 6, seconds: float = 5
     seen.wait_for()
 
 
-def holds(fact: Callable[[], bool], seconds: float = 30) -> bool:
+def holds(fact: Callable[[], bool], seconds: float = 120) -> bool:
     """Whether `fact` comes true in time: for what changes on a page with no element to wait for."""
     end = time.monotonic() + seconds
     while not (true := fact()) and time.monotonic() < end:
@@ -221,4 +221,5 @@ def shot(page: Any, name: str) -> None:
     """Keep a picture if LLMOPS_KIT_SHOTS names a folder for them."""
     if folder := os.environ.get("LLMOPS_KIT_SHOTS"):
         Path(folder).mkdir(parents=True, exist_ok=True)
+        page.wait_for_timeout(600)  # what fades in is there
         page.screenshot(path=str(Path(folder) / f"{name}.png"))

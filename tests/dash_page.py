@@ -77,7 +77,7 @@ def opened(
     """Go to a page, and wait until it shows what it is opened for."""
     page.goto(server.url(slug, query))
     settled(page)
-    page.locator(shows).first.wait_for(timeout=60_000)
+    page.locator(shows).first.wait_for()
     return page
 
 

@@ -35,7 +35,8 @@ class Reply:
 
     `cut` ends a stream after that many pieces, with no last chunk: "reset" resets the connection,
     "clean" ends the body as if it were complete. `body` replaces the whole answer. `refuses` names
-    request fields that are answered with 400. Times are in seconds.
+    request fields that are answered with 400. Times are in seconds. With `read` each piece waits
+    until the client has released it once for the piece before.
     """
 
     text: str = "Hello from the loopback server."
@@ -48,6 +49,7 @@ class Reply:
     delay: float = 0.0
     first_delay: float = 0.0
     gap: float = 0.0
+    read: threading.Semaphore | None = None
     cut: tuple[int, str] | None = None
     bad_piece: bytes | None = None
     usage: dict[str, Any] | None = field(default_factory=lambda: dict(USAGE))
@@ -63,13 +65,12 @@ class Reply:
 
 @dataclass
 class Seen:
-    """A request as the server saw it; `at` is time.perf_counter(), `client` the connection."""
+    """A request as the server saw it; `client` is the connection."""
 
     path: str
     headers: dict[str, str]
     body: dict[str, Any]
     client: tuple[str, int]
-    at: float
 
 
 class _Gone(Exception):
@@ -92,7 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
         raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         asked = json.loads(raw or b"{}")
         client = (str(self.client_address[0]), int(self.client_address[1]))
-        seen = Seen(self.path, dict(self.headers), asked, client, time.perf_counter())
+        seen = Seen(self.path, dict(self.headers), asked, client)
         reply = owner.take(seen)
         try:
             self._answer(reply, seen.body)
@@ -133,6 +134,8 @@ class _Handler(BaseHTTPRequestHandler):
             if reply.cut and number == reply.cut[0]:
                 return self._cut(reply.cut[1])
             self._event(self._delta(reply, asked, {"content": piece}))
+            if reply.read is not None and not reply.read.acquire(timeout=60):
+                raise _Gone
             self._wait(reply.gap)
         if reply.bad_piece is not None:
             self._chunk(b"data: " + reply.bad_piece + b"\n\n")
@@ -244,4 +247,4 @@ class OpenAIServer:
         self.stopping.set()
         self._server.shutdown()
         self._server.server_close()
-        self._thread.join(5)
+        self._thread.join(60)

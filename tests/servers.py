@@ -16,19 +16,23 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def answers(process: subprocess.Popen[bytes], port: int, seconds: float = 240) -> bool:
+    """Whether the process comes to accept connections on `port`; False as soon as it has ended."""
+    end = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < end:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            return True
+        time.sleep(0.05)
+    return False
+
+
 @contextlib.contextmanager
 def running(command: Sequence[str], port: int, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The server that `command` starts in `folder`, once it accepts connections on `port`."""
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, cwd=folder, **quiet)
     try:
-        deadline = time.monotonic() + 120
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                break
-            assert process.poll() is None, f"{command[0]} ended with {process.returncode}"
-            assert time.monotonic() < deadline, f"{command[0]} does not answer"
-            time.sleep(0.05)
+        assert answers(process, port), f"{command[0]} does not answer, or ended"
         yield process
     finally:
         process.kill()

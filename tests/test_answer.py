@@ -2,13 +2,13 @@
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import eventually
 
 from llmops_kit.core import Chunk, DataError, Document, Hit, ProviderError, StoreError
 from llmops_kit.llm import ABSTAIN, LLM, Completion, Event, Reply, ScriptedLLM
@@ -160,26 +160,26 @@ def test_markdown_of_an_answer_cannot_be_broken_out_of() -> None:
     assert "<" not in "\n".join(lines[close:])
 
 
-class Slow:
-    """A retriever that blocks its thread."""
+class Waits:
+    """A retriever that blocks its thread until the event loop was seen to run beside it."""
+
+    def __init__(self) -> None:
+        self.begun, self.alive = threading.Event(), threading.Event()
 
     def search(self, query: str, k: int = 10, where: Any = None) -> list[Hit]:
-        time.sleep(0.3)
-        return [ONE]
+        self.begun.set()
+        return [ONE] if self.alive.wait(60) else []
 
 
 def test_retrieval_does_not_block_the_loop() -> None:
-    async def both() -> int:
-        ticks, asked = (
-            0,
-            asyncio.create_task(RAGPipeline(Slow(), ScriptedLLM(["x [1]"])).aanswer("q")),
-        )
-        while not asked.done():
-            await asyncio.sleep(0.01)
-            ticks += 1
-        return ticks
+    async def both(waits: Waits) -> int:
+        pipeline = RAGPipeline(waits, ScriptedLLM(["x [1]"]))
+        asked = asyncio.create_task(pipeline.aanswer("q"))
+        await asyncio.to_thread(eventually, waits.begun.is_set)
+        waits.alive.set()
+        return len((await asked).hits)
 
-    assert asyncio.run(both()) >= 10
+    assert asyncio.run(both(Waits())) == 1
 
 
 class Watched(LLM):
@@ -207,7 +207,7 @@ def test_a_reader_who_leaves_stops_the_model() -> None:
     stream = RAGPipeline(Fixed(ONE), model).stream("q")
     assert "word " in [next(stream) for _ in range(6)]
     stream.close()  # type: ignore[attr-defined]
-    assert model.closed.wait(5)
+    assert model.closed.wait(60)
 
 
 class Cut(Watched):

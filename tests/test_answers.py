@@ -150,15 +150,18 @@ class Scripted:
 
     name = "scripted"
 
-    def __init__(self, acts: dict[str, Any], delay_s: float = 0.0) -> None:
-        self.acts, self.delay_s = acts, delay_s
+    def __init__(self, acts: dict[str, Any], meet: int = 1) -> None:
+        self.acts, self.meet, self.met = acts, meet, asyncio.Event()
         self.running = self.most = 0
 
     async def aanswer(self, question: str) -> Answer:
         self.running += 1
         self.most = max(self.most, self.running)
         try:
-            await asyncio.sleep(self.delay_s)
+            if self.running == self.meet:
+                self.met.set()
+            await asyncio.wait_for(self.met.wait(), 60)  # until `meet` run side by side
+            await asyncio.sleep(0)
             act = self.acts.get(question, "Refunds are paid within 5 business days [1].")
             if isinstance(act, BaseException):
                 raise act
@@ -220,7 +223,7 @@ def test_abstentions_and_unanswerable_questions_are_counted() -> None:
 
 
 def test_concurrency_is_bounded_and_used() -> None:
-    pipeline = Scripted({}, delay_s=0.02)
+    pipeline = Scripted({}, meet=3)
     evaluate_answers(pipeline, _questions(12), {"f1": answer_measures()["token_f1"]}, concurrency=3)
     assert pipeline.most == 3
 
@@ -251,7 +254,7 @@ def test_in_a_running_loop_and_from_a_thread() -> None:
         target=lambda: found.append(run_sync(aevaluate_answers(Scripted({}), _questions(2))))
     )
     thread.start()
-    thread.join(30)
+    thread.join(120)
     assert len(found[0].results) == 2
 
 

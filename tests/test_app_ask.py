@@ -71,7 +71,7 @@ def test_an_example_is_answered_and_its_citation_opens_the_passage(page: Any) ->
     shot(page, "ask-empty")
     page.locator(".chip").first.click()
     page.locator(".source").first.wait_for()
-    assert "8,000 EUR" in page.locator(".answer").last.inner_text()
+    assert holds(lambda: "8,000 EUR" in page.locator(".answer").last.inner_text())
     cite = page.locator(".cite").first
     assert "Team plan" in cite.get_attribute("title")
     cite.click()
@@ -81,11 +81,11 @@ def test_an_example_is_answered_and_its_citation_opens_the_passage(page: Any) ->
         page.get_by_text("Download the whole text").click()
     assert download.value.suggested_filename == "billing-plan-team.md.txt"
     assert "8,000 EUR" in Path(download.value.path()).read_text()
-    assert "The highest cap on Team is 8,000 EUR." in mark.inner_text()
+    assert holds(lambda: "The highest cap on Team is 8,000 EUR." in mark.inner_text())
     inside = page.locator(".passage").bounding_box()
     assert holds(lambda: mark.bounding_box()["y"] < inside["y"] + inside["height"])
-    assert "hybrid" in page.locator(".stages").inner_text()
-    assert "RAGPipeline" in page.locator(".line code").inner_text()
+    assert holds(lambda: "hybrid" in page.locator(".stages").inner_text())
+    assert holds(lambda: "RAGPipeline" in page.locator(".line code").inner_text())
     shot(page, "ask-answer")
 
 
@@ -129,7 +129,7 @@ def test_an_answer_streams_and_can_be_stopped(browser: Any, tmp_path: Path) -> N
 def test_an_unanswerable_question_gets_an_honest_answer(page: Any) -> None:
     answer = ask(page, EXAMPLES[2])
     assert answer.inner_text().strip() == "I don't know."
-    assert page.locator(".source").count() == 5
+    assert holds(lambda: page.locator(".source").count() == 5)
     page.locator(".source").nth(1).click()
     page.locator(".passage mark").wait_for()
     shot(page, "ask-unknown")
@@ -140,14 +140,13 @@ def test_own_documents_are_asked_and_stay_text(page: Any) -> None:
     page.get_by_text("photo.exe: files of kind '.exe' are not read").wait_for()
     page.get_by_text("office.md", exact=True).first.wait_for()
     answer = ask(page, "Where is lunch served?")
-    assert "canteen" in answer.inner_text()
+    assert holds(lambda: "canteen" in answer.inner_text())
     assert page.locator(".chip").first.is_hidden()
     ask(page, "What is the office cat called?")
     page.locator(".source").last.click()
     mark = page.locator(".passage mark")
     mark.wait_for()
-    page.wait_for_timeout(300)
-    assert "<script>window.hacked = 1</script>" in page.locator(".passage").inner_text()
+    page.locator(".passage", has_text="<script>window.hacked = 1</script>").wait_for()
     shot(page, "ask-own")
     page.get_by_text("Remove my documents").click()
     page.locator(".chip").first.wait_for()
@@ -170,7 +169,7 @@ def test_one_session_does_not_see_the_documents_of_another(browser: Any, server:
 
 def test_a_hostile_question_is_text_and_a_new_conversation_is_empty(page: Any) -> None:
     ask(page, "<img src=x onerror='window.hacked=1'> [1] **bold** What is TW-X481?")
-    assert "<img src=x" in page.locator(".asked").inner_text()
+    assert holds(lambda: "<img src=x" in page.locator(".asked").inner_text())
     page.get_by_text("New conversation").click()
     page.locator(".asked").wait_for(state="detached")
     assert page.locator(".answer").count() == 0

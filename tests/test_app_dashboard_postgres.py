@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from browser import Server, shot
 from conftest import emptied
 from dash_page import dashboards, flawless, kept, opened, shown_requests, steady
+from patience import eventually
 
 from llmops_kit.apps.dash_filters import TABS
 from llmops_kit.apps.dash_said import open_request
@@ -114,21 +114,27 @@ def test_the_cards_are_equal_and_the_assistant_writes(
                  "corrections": ".change"}  # fmt: skip
         for tab, place in shown.items():
             page.get_by_role("tab", name=tab.capitalize(), exact=True).click()
-            page.locator(place).first.wait_for(timeout=60_000)
+            page.locator(place).first.wait_for()
         shot(page, "postgres")
 
         opened(page, server, "assistant", shows="[placeholder^='Ask a question']")
         page.get_by_placeholder("Ask a question").fill("How long are audit logs kept?")
         page.keyboard.press("Enter")
-        page.locator(".acts").first.wait_for(timeout=60_000)
+        page.locator(".acts").first.wait_for()
         page.get_by_label("Bad answer").click()
         kept(page)
-    store, deadline, kinds = both["postgres"], time.monotonic() + 120, list[str]()
-    while "thumbs_down" not in kinds:
-        row = next(iter(store.read(Interaction, newest=True, limit=1)))
-        about = store.feedback_of([row.request_id]).get(row.request_id, [])
-        kinds = [one.kind for one in about]
-        assert time.monotonic() < deadline, (row, kinds)
+    store = both["postgres"]
+
+    def newest() -> Interaction:
+        return next(iter(store.read(Interaction, newest=True, limit=1)))
+
+    def kinds() -> list[str]:
+        return [
+            one.kind for some in store.feedback_of([newest().request_id]).values() for one in some
+        ]
+
+    assert eventually(lambda: "thumbs_down" in kinds()), (newest(), kinds())
+    row = newest()
     assert row.prompt == "How long are audit logs kept?" and row.tags["app"] == "assistant"
     assert store.count(Interaction) == n + 1
 

@@ -493,7 +493,7 @@ def test_hostile_rows_in_dark_mode(page: Any, server: Server) -> None:
         assert page.locator(place).first.evaluate(INK) > 140, place
     for name, place in (("Failures", ".group h3"), ("Alerts", ".chip"), ("Corrections", ".tag")):
         page.get_by_role("tab", name=name, exact=True).click()
-        page.locator(place).first.wait_for(timeout=60_000)
+        page.locator(place).first.wait_for()
         steady(page)
         assert page.locator(place).first.evaluate(INK) > 140, place
         assert width(page) <= 1280

@@ -41,7 +41,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def opened(page: Any, server: Server, query: str = "") -> Any:
     page.goto(server.url("guardrails", query))
     settled(page)
-    page.locator("mark.finding").first.wait_for(timeout=60_000)
+    page.locator("mark.finding").first.wait_for()
     return page
 
 
@@ -77,7 +77,6 @@ def test_dark_mode_is_legible(browser: Any, server: Server) -> None:
     with watched(browser, height=1300) as (page, watch):
         opened(page, server, "?theme=dark")
         page.locator(".js-plotly-plot .bars path").first.wait_for()
-        page.wait_for_timeout(500)
         shot(page, "guardrails-dark")
         ink = "n => getComputedStyle(n).color.match(/\\d+/g).slice(0, 3).map(Number)"
         for place in ("mark", ".finds td", "h2", ".act"):
@@ -88,10 +87,9 @@ def test_dark_mode_is_legible(browser: Any, server: Server) -> None:
             ("Policy", "pre"),
         ):
             tab(page, name)
-            page.locator(place).first.wait_for(timeout=60_000)
-            page.wait_for_timeout(800)
+            page.locator(place).first.wait_for()
             shot(page, f"guardrails-dark-{name.lower()}")
-        assert max(page.locator("pre").first.evaluate(ink)) > 140
+        assert holds(lambda: max(page.locator("pre").first.evaluate(ink)) > 140)
         assert watch.faults() == []
     assert server.faults() == []
 
@@ -103,7 +101,6 @@ def test_it_starts_with_findings_and_hostile_text_is_text(page: Any) -> None:
     page.locator(".js-plotly-plot .bars path").first.wait_for()
     assert "pii: email" in page.locator("mark").first.get_attribute("title")
     assert holds(lambda: width(page) <= 1280)
-    page.wait_for_timeout(400)
     shot(page, "guardrails")
     box = page.locator("textarea:visible").first
     for text in (HOSTILE["markup"], HOSTILE["direction"], "\x07\u200b ann.lee@example.org"):
@@ -115,7 +112,7 @@ def test_it_starts_with_findings_and_hostile_text_is_text(page: Any) -> None:
     choose(page, "Sample", "a harmless question")
     page.get_by_text("What the model gets is the text as it is.").wait_for()
     with page.expect_download() as download:
-        page.get_by_text("Export CSV").first.click()
+        page.get_by_text("Export findings.csv").click()
     assert Path(download.value.path()).read_text().startswith("guard,kind,start,end,words")
 
 
@@ -123,12 +120,11 @@ def test_it_starts_with_findings_and_hostile_text_is_text(page: Any) -> None:
 def test_the_slider_moves_the_operating_point(page: Any) -> None:
     tab(page, "Thresholds")
     cell = page.locator("tr", has_text="recall").locator("b").first
-    cell.wait_for(timeout=60_000)
+    cell.wait_for()
     before = cell.inner_text()
     assert "n = " in before and "[" in before
     page.locator(".worst td").first.wait_for()
     page.locator(".js-plotly-plot .errorbars path").first.wait_for()
-    page.wait_for_timeout(400)
     shot(page, "guardrails-thresholds")
     slider = page.locator("input[type=range]:visible").last
     slider.focus()
@@ -150,7 +146,7 @@ def test_the_slider_moves_the_operating_point(page: Any) -> None:
 @pytest.mark.needs("chromium")
 def test_a_file_in_batch(page: Any) -> None:
     tab(page, "Batch")
-    page.get_by_text("of the kit's test texts").wait_for(timeout=60_000)
+    page.get_by_text("of the kit's test texts").wait_for()
     rows = [{"text": f"{EVIL} mail ann.lee@example.org {i}", "label": "pii"} for i in range(30)]
     rows += [{"text": "=1+1", "label": "0"}, {"text": "", "label": "0"}]
     raw = "".join(json.dumps(row) + "\n" for row in rows) + "{torn\n"
@@ -162,15 +158,14 @@ def test_a_file_in_batch(page: Any) -> None:
     page.locator("td", has_text="100 % [").first.wait_for()
     page.get_by_role("button", name="Next").click()
     page.get_by_text("31 of 31 texts, 26–31").wait_for()
-    page.wait_for_timeout(400)
     shot(page, "guardrails-batch")
     with page.expect_download() as download:
-        page.get_by_text("Export CSV").first.click()
+        page.get_by_text("Export texts.csv").click()
     table = list(csv.DictReader(Path(download.value.path()).read_text().splitlines()))
     assert len(table) == 31 and table[30]["text"] == "'=1+1" and EVIL in table[0]["text"]
     assert {row["action"] for row in table[:30]} == {"redact"}
     give(page, 0, "cat.png", b"\x89PNG\xff\x00")
-    assert "cat.png" in page.get_by_role("alert").inner_text()
+    assert holds(lambda: "cat.png" in page.get_by_role("alert").inner_text())
 
 
 @pytest.mark.needs("chromium")
@@ -189,15 +184,14 @@ def test_chain_and_policy(page: Any) -> None:
     assert policy == read_policy(raw)
     assert policy.hash in page.locator(".line code", has_text="load_policy").inner_text()
     tab(page, "Chain")
-    page.locator("ol.steps h3", has_text="Sent back to the model").wait_for(timeout=60_000)
+    page.locator("ol.steps h3", has_text="Sent back to the model").wait_for()
     assert page.locator("ol.steps .end .checked").inner_text().strip() == GOOD
     page.get_by_role("button", name="Stream").click()
     page.locator(".checked", has_text="My instructions say").first.wait_for()
     page.locator(".checked", has_text="asked again").wait_for()
-    page.locator(".js-plotly-plot .errorbars path").first.wait_for(timeout=60_000)
+    page.locator(".js-plotly-plot .errorbars path").first.wait_for()
     choose(page, "The model", "writes a script")
     page.locator("ol.steps .checked", has_text="<script>").first.wait_for()
-    page.wait_for_timeout(500)
     shot(page, "guardrails-chain")
 
 

@@ -129,7 +129,7 @@ def test_buttons_reload_and_the_curve(page: Any, server: Server, store: LabelSto
         page.locator(".board .ask", has_text=before).wait_for(state="detached")
     assert len(store.read()) == 3
     page.get_by_text("labels only", exact=True).first.wait_for()
-    assert page.locator(".js-plotly-plot .scatterlayer .trace").count() >= 2
+    assert holds(lambda: page.locator(".js-plotly-plot .scatterlayer .trace").count() >= 2)
     now = asked(page)
     opened(page, server)
     assert asked(page) == now  # it goes on where it was
@@ -137,7 +137,7 @@ def test_buttons_reload_and_the_curve(page: Any, server: Server, store: LabelSto
     page.locator(".board .ask", has_text=now).wait_for(state="detached")
     assert len(store.read()) == 2
     with page.expect_download() as download:
-        page.get_by_text("Export CSV").click()
+        page.get_by_text("Export labels.csv").click()
     rows = list(csv.DictReader(Path(download.value.path()).read_text().splitlines()))
     assert len(rows) == 2 and rows[0]["labeller"] == "me"
 
@@ -168,7 +168,6 @@ def test_many_labels_dark_and_light(browser: Any, server: Server, store: LabelSt
             page.get_by_text("Hidden while you label").wait_for()
             page.get_by_role("switch").or_(page.get_by_label("How the judge agrees")).first.click()
             page.get_by_text("You chose the left answer").wait_for()
-            page.wait_for_timeout(700)
             shot(page, name)
             assert holds(lambda: width(page) <= 1280)
             ink = "n => getComputedStyle(n).color.match(/\\d+/g).slice(0, 3).map(Number)"

@@ -96,11 +96,11 @@ def test_a_fit_does_not_depend_on_the_scale_of_scores() -> None:
 
 def test_false_alarms_are_rare_and_real_errors_are_seen() -> None:
     verdicts = {
-        squeeze: [reliability(*drawn(400, seed, squeeze)).verdict for seed in range(60)]
+        squeeze: [reliability(*drawn(400, seed, squeeze)).verdict for seed in range(40)]
         for squeeze in (1.0, 0.4)
     }
-    assert verdicts[1.0].count("miscalibrated") <= 6
-    assert verdicts[0.4].count("miscalibrated") >= 57
+    assert verdicts[1.0].count("miscalibrated") <= 4
+    assert verdicts[0.4].count("miscalibrated") >= 38
 
 
 def test_copies_of_the_same_pair_are_no_evidence() -> None:

@@ -2,11 +2,11 @@
 
 import asyncio
 import json
-import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import bounded
 
 from llmops_kit.claims import (
     VERDICTS,
@@ -65,14 +65,14 @@ def test_a_text_does_not_differ_from_itself(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["`" + "a." * 20_000, "unless " * 8_000, "a " * 30_000, "1," * 20_000, "no fee " * 10_000,
-     "leave x " * 8_000, "A" * 60_000, "“" * 30_000, "5 " * 30_000, "- " * 20_000, "[1" * 20_000],
+    ["`" + "a." * 50_000, "unless " * 15_000, "a " * 50_000, "1," * 50_000, "no fee " * 15_000,
+     "leave x " * 12_000, "A" * 100_000, "“" * 100_000, "5 " * 50_000, "- " * 50_000,
+     "[1" * 50_000],
 )  # fmt: skip
 def test_no_pattern_runs_away(text: str) -> None:
-    started = time.process_time()
-    known_names(text), names(text), contradicts(text, text[:1000])
-    extract_claims(text)
-    assert time.process_time() - started < 10
+    with bounded():
+        known_names(text), names(text), contradicts(text, text[:1000])
+        extract_claims(text)
 
 
 @pytest.mark.parametrize(

@@ -68,9 +68,11 @@ import sys, time, numpy as np
 from llmops_kit.embed import Embedder
 from llmops_kit.embed_cache import CachedEmbedder
 class Slow(Embedder):
-    name, dim = "slow@1", 2
+    name, dim, batches = "slow@1", 2, 0
     def _encode(self, texts, kind, progress):
-        time.sleep({pause}); print("batch", flush=True)
+        print("batch", flush=True)
+        self.batches += 1
+        if self.batches == {stop}: time.sleep(600)
         return np.tile(np.float32([1, 0]), (len(texts), 1))
 CachedEmbedder(Slow(), sys.argv[1]).encode([f"{{sys.argv[2]}} {{i}}" for i in range(3000)])
 """
@@ -83,24 +85,24 @@ def rows_in(path):
 
 def test_cache_survives_kill_9(tmp_path):
     path = tmp_path / "c.sqlite"
-    command = [sys.executable, "-c", SLOW.format(pause=0.3), str(path), "text"]
+    command = [sys.executable, "-c", SLOW.format(stop=2), str(path), "text"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     for _ in range(2):
         process.stdout.readline()
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    assert rows_in(path) in (1024, 2048)
-    done = subprocess.run([*command[:2], SLOW.format(pause=0), *command[3:]], capture_output=True)
+    assert rows_in(path) == 1024
+    done = subprocess.run([*command[:2], SLOW.format(stop=0), *command[3:]], capture_output=True)
     assert done.returncode == 0 and rows_in(path) == 3000
-    assert done.stdout.count(b"batch") <= 2
+    assert done.stdout.count(b"batch") == 2
 
 
 def test_cache_of_several_processes(tmp_path):
     path = tmp_path / "c.sqlite"
-    command = [sys.executable, "-c", SLOW.format(pause=0), str(path)]
+    command = [sys.executable, "-c", SLOW.format(stop=0), str(path)]
     processes = [subprocess.Popen([*command, word], stdout=subprocess.DEVNULL) for word in "aabb"]
-    assert [process.wait(60) for process in processes] == [0] * 4
+    assert [process.wait(300) for process in processes] == [0] * 4
     assert rows_in(path) == 6000
 
 

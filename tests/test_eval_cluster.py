@@ -44,7 +44,7 @@ def test_kill_9_costs_only_the_slices_under_way(tmp_path: Path) -> None:
     script, journal, asked = tmp_path / "run.py", tmp_path / "journal.jsonl", tmp_path / "asked"
     script.write_text(textwrap.dedent(SCRIPT))
     running = _start(script, journal, asked)
-    until = time.monotonic() + 90
+    until = time.monotonic() + 600
     while not (journal.exists() and journal.read_text().count("\n") >= 2):
         assert time.monotonic() < until and running.poll() is None
         time.sleep(0.02)
@@ -54,7 +54,7 @@ def test_kill_9_costs_only_the_slices_under_way(tmp_path: Path) -> None:
     assert 64 <= len(kept) < 256
     time.sleep(3)  # workers whose driver is gone end by themselves
     before = len(asked.read_text().split())
-    assert _start(script, journal, asked).wait(timeout=120) == 0
+    assert _start(script, journal, asked).wait(timeout=600) == 0
     again = asked.read_text().split()[before:]
     assert not kept & set(again)
     rows = [row for part in read_jsonl(journal) for row in part["results"]]

@@ -6,13 +6,13 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import bounded
 
 from llmops_kit.core import Chunk, Completion, DataError, Hit, ProviderError, matches
 from llmops_kit.keyword import KeywordIndex, keywords
@@ -124,10 +124,9 @@ def test_nothing_usable_is_nothing(reply: str) -> None:
     "piece", ["[", "]", "{", '"', "\\", '"\\', "\n", "\n ", "`", "```\n", " ", "[1]"]
 )
 def test_large_replies_are_read_in_linear_time(piece: str) -> None:
-    started = time.process_time()
-    assert read_queries(piece * 100_000, "x") == [] or piece == "[1]"
-    read_passages(piece * 100_000)
-    assert time.process_time() - started < 2
+    with bounded():
+        assert read_queries(piece * 500_000, "x") == [] or piece == "[1]"
+        read_passages(piece * 500_000)
 
 
 def test_large_texts_are_cut() -> None:
@@ -207,7 +206,7 @@ class Meeting(LLM):
         number = self.asked
         if number == self.n:
             self.all_here.set()
-        await asyncio.wait_for(self.all_here.wait(), 20)
+        await asyncio.wait_for(self.all_here.wait(), 60)
         return Completion(f"passage number {number}")
 
 
@@ -244,7 +243,7 @@ def test_it_works_inside_a_running_loop_and_does_not_block_it() -> None:
 
         async def agenerate(self, prompt: Prompt, **params: Any) -> Completion:
             beats.clear()
-            seen = await asyncio.to_thread(beats.wait, 20)
+            seen = await asyncio.to_thread(beats.wait, 60)
             return Completion("guest machine" if seen else "")
 
     async def main() -> None:
@@ -253,7 +252,7 @@ def test_it_works_inside_a_running_loop_and_does_not_block_it() -> None:
         done = asyncio.Event()
         beating = asyncio.create_task(heartbeat(done))
         pipeline = RAGPipeline(ExpandingRetriever(INDEX, hyde(Waits())), Answerer())
-        answer = await asyncio.wait_for(pipeline.aanswer("billed?"), 20)
+        answer = await asyncio.wait_for(pipeline.aanswer("billed?"), 120)
         done.set()
         await beating
         assert any("passage 1" in hit.stages for hit in answer.hits)

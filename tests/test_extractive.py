@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pytest
+from patience import eventually
 
 from llmops_kit.core import Completion, DataError, Message
 from llmops_kit.embed import MiniLMEmbedder
@@ -174,16 +175,23 @@ def test_stream_is_the_answer(llm):
     assert "".join(pieces) == last.completion.text and len(pieces) > 3
 
 
-def test_the_loop_goes_on(llm):
-    async def both():
-        ticks, source = 0, Source(1, "Long", "Backups run every 6 hours, or so. " * 1500)
-        task = asyncio.create_task(llm.agenerate(grounded_prompt("How often?", [source])))
-        while not task.done():
-            await asyncio.sleep(0.001)
-            ticks += 1
-        return ticks
+def test_the_loop_goes_on(llm, monkeypatch):
+    begun, alive, answer = threading.Event(), threading.Event(), llm._answer
 
-    assert asyncio.run(both()) > 10
+    def waits(prompt):
+        begun.set()
+        assert alive.wait(60), "the loop stood still while the answer was made"
+        return answer(prompt)
+
+    async def both():
+        prompt = grounded_prompt("How often do backups run?", [BACKUPS])
+        task = asyncio.create_task(llm.agenerate(prompt))
+        await asyncio.to_thread(eventually, begun.is_set)
+        alive.set()
+        return await task
+
+    monkeypatch.setattr(llm, "_answer", waits)
+    assert asyncio.run(both()).text
 
 
 def test_threads_get_the_same_answer(llm):

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from patience import bounded, eventually
 from sqlalchemy import event
 
 from llmops_kit.core import DataError, StoreError, data_path
@@ -132,7 +132,7 @@ def test_a_number_that_is_none_is_refused(fault: str) -> None:
 
 
 def test_huge_and_deep_files_are_refused_at_once(tmp_path: Path) -> None:
-    path, started = tmp_path / "huge.yaml", time.process_time()
+    path = tmp_path / "huge.yaml"
     path.write_bytes(b"x" * 1_000_000)
     for make in (
         lambda: load_targets(path),
@@ -140,9 +140,8 @@ def test_huge_and_deep_files_are_refused_at_once(tmp_path: Path) -> None:
         lambda: read_targets("targets: " + "{a: " * 50_000),
         lambda: load_targets(tmp_path / "none.yaml"),
     ):
-        with pytest.raises(DataError):
+        with bounded(), pytest.raises(DataError):
             make()
-    assert time.process_time() - started < 5
 
 
 @given(st.integers(1, 3000).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))))
@@ -433,7 +432,7 @@ def test_two_checkers_tell_it_once(where: str) -> None:
     both = [context.Process(target=_settle, args=(where, place, results)) for _ in range(2)]
     for one in both:
         one.start()
-    told = [results.get(timeout=60) for _ in both]
+    told = [results.get(timeout=300) for _ in both]
     for one in both:
         one.join()
     assert sum(told) == 1
@@ -610,13 +609,14 @@ def test_a_back_test_tells_what_a_store_filled_by_the_hour_had_told(
         whole.close()
 
 
-def test_four_weeks_by_the_hour_are_quick_and_scored(store: FeedbackStore) -> None:
+def test_four_weeks_by_the_hour_are_asked_for_once_and_scored(store: FeedbackStore) -> None:
     targets = load_targets()
     assert store.count(Interaction) >= 20_000
-    backtest(store, targets, Window(at(0), at(600)))  # imports
-    started = time.process_time()
-    test = backtest(store, targets, Window(START, START + timedelta(days=28)))
-    assert time.process_time() - started < 30
+    asked = list[str]()
+    event.listen(store.database.engine, "before_cursor_execute", lambda *a: asked.append(a[2]))
+    with bounded(300):
+        test = backtest(store, targets, Window(START, START + timedelta(days=28)))
+    assert 0 < len(asked) < 673  # not one for each of the hours
     assert test.checks == 673 * len(targets.rules)
     slow = Incident("slow", START + timedelta(days=20), START + timedelta(days=21), "latency_p99")
     gone = Incident("gone", START + timedelta(days=10), START + timedelta(days=11), "error_rate")
@@ -724,16 +724,15 @@ def test_a_sink_that_hangs_delays_only_itself() -> None:
     [alert] = [one.alert for one in [alarm(at(0))] if one.alert]
 
     def hangs(alert: Alert) -> None:
-        release.wait(30)
+        release.wait(600)
 
     sinks = Sinks({"hangs": hangs, "list": lambda one: got.append(one.id), "log": log_sink})
     waiting = threading.Thread(target=sinks.send, args=([alert, alert],))
     waiting.start()
-    deadline = time.monotonic() + 20
-    while len(got) < 2 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert len(got) == 2 and waiting.is_alive()
-    release.set()
+    try:
+        assert eventually(lambda: len(got) == 2) and waiting.is_alive()
+    finally:
+        release.set()
     waiting.join()
     assert [one.sent for one in sinks.counters.values()] == [2, 2, 2]
 

@@ -29,7 +29,7 @@ from llmops_kit.feedback.feedback_store import FeedbackStore
 from llmops_kit.feedback.interactions import Feedback, Interaction
 from llmops_kit.feedback.metrics import breakdown, calculate_metrics
 from llmops_kit.feedback.per_user import CLUSTERED, UserReading, user_readings, user_sums
-from llmops_kit.feedback.report_series import day_notes, few_users, gaps_of, steps_of
+from llmops_kit.feedback.report_series import day_notes, few_users, gaps_of, report_series
 from llmops_kit.feedback.report_words import label_table
 from llmops_kit.feedback.schema import DAY
 from llmops_kit.feedback.signals import signals_and_ratings, who_rates
@@ -427,23 +427,24 @@ def test_a_report_tells_weeks_where_days_have_too_little(tmp_path: Path) -> None
             rows.append(Feedback(f"f{number}", f"r{number}", "explicit", "thumbs_up", at))
     store.write(rows)
     report = FeedbackAnalyzer(store).report(Window(START, START + timedelta(days=17)), by=[])
-    assert steps_of(report, "satisfaction_rate") == "week"
-    assert steps_of(report, "latency_p50") == "day"
+    steps = {one.name: one.step for one in report_series(report)}
+    assert (steps["satisfaction_rate"], steps["latency_p99"]) == ("week", "day")
     weeks = report.weekly
     assert weeks.time.tolist() == [pd.Timestamp(START + timedelta(days=d)) for d in (3, 10)]
     assert weeks.satisfaction_rate_n.tolist() == [70, 70]
     assert set(weeks.columns) >= set(report.daily.columns)
-    told = "0 of 17 days have a value, 10 rated are too few. The chart is by week."
+    few = "No day has the 30 rated that a value needs: each has 10."
+    told = f"{few} The chart is by week."
     assert f"Satisfaction: {told}" in day_notes(report)
     fast = daily_metrics(store, WINDOW)
-    assert gaps_of(fast, "satisfaction_rate") == "0 of 10 days have a value, 10 rated are too few"
-    assert gaps_of(fast, "latency_p50") == ""
+    assert gaps_of("satisfaction_rate", fast) == few
+    assert gaps_of("latency_p50", fast) == ""
     paths = write_feedback_report(report, tmp_path / "out")
     assert len(pd.read_csv(paths["weekly"])) == 2
     page = paths["html"].read_text()
     assert told in page and "In short" in page
     short = FeedbackAnalyzer(store).report(Window(START, START + timedelta(days=5)), by=[])
-    assert short.weekly.empty and steps_of(short, "satisfaction_rate") == "day"
+    assert short.weekly.empty and {one.step for one in report_series(short)} == {"day"}
     assert "<svg" in as_page(short)
     store.close()
 

@@ -10,7 +10,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from patience import bounded
 
 from llmops_kit.core import DataError, StoreError
 from llmops_kit.feedback.datafiles import MOST, moment, rows_of
@@ -372,13 +372,10 @@ def test_many_calls_and_retrievers_under_one_parent_take_linear_time() -> None:
             for kind, at in about
         ]
 
-    took = []
-    for size in (1000, 20_000):
-        spans, began = trace(size), time.process_time()
+    spans = trace(60_000)
+    with bounded():
         requests = requests_of(spans, Counter())
-        took.append(time.process_time() - began)
-        assert [len(one.spans) for one in requests] == [2] * size
-    assert took[1] < 60 * took[0] + 2  # square would be 15 s; a collection of garbage takes one
+    assert [len(one.spans) for one in requests] == [2] * 60_000
 
 
 @pytest.mark.parametrize("value", ["²", "--5", "9" * 5000, "1e400", float("inf"), True, [], "-"])
@@ -600,26 +597,16 @@ def test_texts_are_found_or_kept_in_any_form(value: Any) -> None:
     assert all(isinstance(row, dict) for row in numbered(flat, "tags"))
 
 
-def test_long_texts_take_linear_time(tmp_path: Path) -> None:
-    def took(size: int) -> float:
-        forms = [
-            "'" * size,
-            "[" * size,
-            '[{"role": "user", "content": "' + "a" * size + '"}]',
-            "=" * size,
-        ]
-        began = time.perf_counter()
-        for form in forms:
+def test_long_texts_take_linear_time() -> None:
+    size = 1_000_000
+    told = '[{"role": "user", "content": "' + "a" * size + '"}]'
+    for form in ("'" * size, "[" * size, told, "=" * size):
+        with bounded():
             said(form)
             assert from_cell(to_cell(form), str, "cell") == form
-        many = {f"x.{n}.y": n for n in range(size // 100)}
-        assert len(numbered(many, "x")) == size // 100
-        assert len(flattened({"a": [{"b": 1}] * (size // 100)})) == size // 100
-        return time.perf_counter() - began
-
-    took(10_000)
-    small = min(took(100_000) for _ in range(3))
-    assert took(1_000_000) < 30 * small + 0.05
+    with bounded():
+        assert len(numbered({f"x.{n}.y": n for n in range(100_000)}, "x")) == 100_000
+        assert len(flattened({"a": [{"b": 1}] * 100_000})) == 100_000
 
 
 @given(at=times, zone=st.integers(-12, 12))
@@ -1042,10 +1029,10 @@ def test_a_long_chain_of_spans_is_quick() -> None:
     from llmops_kit.feedback.otel_read import requests_of
 
     spans = [
-        TracedSpan("t", f"s{n}", f"s{n - 1}" if n else "", start_ns=n + 1) for n in range(20_000)
+        TracedSpan("t", f"s{n}", f"s{n - 1}" if n else "", start_ns=n + 1) for n in range(60_000)
     ]
     spans[3].attributes["gen_ai.request.model"] = "m1"
-    began, left_out = time.perf_counter(), Counter[str]()
-    [request] = requests_of(spans[::-1], left_out)
-    assert len(request.spans) == 19_997 and left_out["span outside of a request"] == 3
-    assert time.perf_counter() - began < 5
+    left_out = Counter[str]()
+    with bounded():
+        [request] = requests_of(spans[::-1], left_out)
+    assert len(request.spans) == 59_997 and left_out["span outside of a request"] == 3

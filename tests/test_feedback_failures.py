@@ -5,7 +5,6 @@ import random
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from patience import bounded
 
 from llmops_kit.core import ProviderError
 from llmops_kit.embed import Embedder
@@ -277,17 +277,10 @@ def test_any_answer_has_a_kind(text: str) -> None:
 
 
 def test_an_endless_text_takes_no_longer_than_a_long_one() -> None:
-    def seconds(size: int) -> float:
-        text = ("I am really just still sorry, but i " * (size // 36))[:size]
-        said = [
-            Feedback("f1", "r1", "explicit", "correction", START, text=text + "x", comment=text)
-        ]
-        started = time.perf_counter()
+    text = "I am really just still sorry, but i " * 28_000
+    said = [Feedback("f1", "r1", "explicit", "correction", START, text=text + "x", comment=text)]
+    with bounded():
         failure_kind(Negative(Interaction("r1", START, text, text), said, {}))
-        return time.perf_counter() - started
-
-    seconds(10_000)
-    assert seconds(1_000_000) < 30 * seconds(100_000) + 0.5
 
 
 # grouping
@@ -571,14 +564,9 @@ def test_likeness_is_mutual(texts: list[str]) -> None:
 
 
 def test_one_sentence_said_by_thousands_is_one_topic_in_bounded_time() -> None:
-    def seconds(count: int) -> float:
-        texts = ["Where is my bill?", "where is my bill", "How do I pay?"] * (count // 3)
-        started = time.process_time()
+    texts = ["Where is my bill?", "where is my bill", "How do I pay?"] * 10_000
+    with bounded():
         assert len(set(topics(texts, 0.8))) == 2
-        return time.process_time() - started
-
-    seconds(300)
-    assert seconds(30_000) < 30 * seconds(3000) + 3  # square would be minutes
 
 
 def test_hundreds_of_quarrels_are_settled(store: FeedbackStore) -> None:

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from patience import bounded
 from sqlalchemy import text
 
 from llmops_kit.core import DataError, StoreError
@@ -489,7 +489,8 @@ def writer(where: str, name: str, batches: int) -> "subprocess.Popen[str]":
 
 def test_four_writers_and_a_reader_lose_nothing(where: str) -> None:
     some = [writer(where, f"w{number}", 6) for number in range(4)]
-    time.sleep(0.1)
+    for one in some:
+        assert one.stdout is not None and one.stdout.readline() == "0\n"
     store, counts = FeedbackStore(where), [0]
     while any(one.poll() is None for one in some):
         counts.append(sum(1 for _ in store.read(Interaction)))
@@ -651,7 +652,6 @@ def test_a_diff_holds_both_texts(before: str, after: str) -> None:
 
 def test_a_diff_of_long_texts_is_quick() -> None:
     one, two = ("a b " * 250_000, "b a c " * 160_000)
-    started = time.perf_counter()
-    parts = word_diff(one, two)
-    assert time.perf_counter() - started < 20
+    with bounded():
+        parts = word_diff(one, two)
     assert "".join(text for op, text in parts if op != "+") == one

@@ -2,11 +2,11 @@
 
 import base64
 import json
-import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from patience import bounded
 
 from llmops_kit.claims import CheckedClaim, Claim, ClaimChecker
 from llmops_kit.claims_llm import LLMChecker
@@ -182,19 +182,11 @@ UNITS = [
 ]
 
 
-def seconds(guard: Guard, text: str) -> float:
-    started = time.perf_counter()
-    guard.check(text, CONTEXT)
-    return time.perf_counter() - started
-
-
 @pytest.mark.parametrize("guard", GUARDS, ids=ids)
 def test_time_is_linear_in_the_text(guard):
-    """Ten times the text takes at most thirty times the time, and a floor for the clock."""
     for unit in UNITS:
-        small = seconds(guard, unit * (2_000 // len(unit)))
-        large = seconds(guard, unit * (20_000 // len(unit)))
-        assert large <= 30 * max(small, 0.1), unit
+        with bounded():
+            guard.check(unit * (100_000 // len(unit)), CONTEXT)
 
 
 @pytest.mark.parametrize("guard", GUARDS, ids=ids)

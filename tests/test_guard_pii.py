@@ -1,13 +1,14 @@
 """Personal data and secrets: any text, any size, from any thread; redaction that can be undone."""
 
 import json
-import time
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from patience import bounded
 
 from llmops_kit.core import DataError, Finding, MissingExtra
 from llmops_kit.guardrails.matches import Match, plain, without_overlap
@@ -54,7 +55,8 @@ def test_a_reason_never_holds_the_value(text):
 @QUICK
 @given(TEXTS, st.floats(0, 1))
 def test_a_finding_exactly_where_the_score_reaches_the_threshold(text, threshold):
-    guard = PIIGuard(threshold=threshold)
+    guard = copy(PII)  # a new one compiles its patterns again
+    guard.threshold = threshold
     score = guard.scores([text])[0]
     assert bool(guard.check(text)) == (score >= threshold and score > 0)
 
@@ -83,16 +85,9 @@ SEEDS = {
 
 @pytest.mark.parametrize("seed", SEEDS.values(), ids=SEEDS.keys())
 @pytest.mark.parametrize("guard", [PII, SECRET], ids=["pii", "secrets"])
-def test_ten_times_the_text_takes_about_ten_times_as_long(guard, seed):
-    def seconds(size):
-        text = (seed * (size // len(seed) + 1))[:size]
-        start = time.thread_time()
-        guard.check(text)
-        return time.thread_time() - start
-
-    seconds(100)
-    short = max(min(seconds(4_000) for _ in range(2)), 0.0005)
-    assert min(seconds(40_000) for _ in range(2)) < 30 * short
+def test_time_is_linear_in_the_text(guard, seed):
+    with bounded(110):
+        guard.check(seed * (200_000 // len(seed)))
 
 
 @pytest.mark.parametrize("guard", [PII, SECRET], ids=["pii", "secrets"])
@@ -100,9 +95,8 @@ def test_a_megabyte_of_mixed_text(guard):
     line = "Order 66 of 3 May 2024 went to 12 High Street; "
     line += "call +44 20 7946 0958, pay 4111111111111111. "
     text = (line * 11_000)[:1_000_000]
-    start = time.thread_time()
-    found = guard.check(text)
-    assert time.thread_time() - start < 15
+    with bounded(200):
+        found = guard.check(text)
     assert guard is SECRET or len(found) >= 30_000
 
 

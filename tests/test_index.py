@@ -27,28 +27,34 @@ def documents(n: int = 60) -> list[Document]:
     ]
 
 
-class Slow(Hashed):
-    """Says when a batch begins and takes 10 ms a text, so that there is a middle to die in."""
+class Halting(Hashed):
+    """Says when a batch begins, and comes to a halt in one of them: a middle to die in."""
+
+    halt, batches = 0, 0
 
     def _encode(self, texts: list[str], kind: str, progress: bool) -> np.ndarray:
         print("batch", flush=True)
-        time.sleep(0.01 * len(texts))
+        self.batches += 1
+        if self.batches == self.halt:
+            time.sleep(600)
         return super()._encode(texts, kind, progress)
 
 
 BUILD = """
 import sys
 sys.path.insert(0, sys.argv[2])
-from test_index import CHUNKER, Slow, documents
+from test_index import CHUNKER, Halting, documents
 from llmops_kit.rag.index import build_index
-build_index(documents(), CHUNKER, Slow(), path=sys.argv[1], batch_size=8, progress=False)
+Halting.halt = int(sys.argv[3])
+build_index(documents(), CHUNKER, Halting(), path=sys.argv[1], batch_size=8, progress=False)
 print("done", flush=True)
 """
 
 
 def start_build(folder: Path, batches: int = 1) -> subprocess.Popen[str]:
-    """Another process that builds, seen to begin that many batches."""
-    command = [sys.executable, "-c", BUILD, str(folder), str(Path(__file__).parent)]
+    """Another process that builds, seen to begin that many batches; the next one never ends."""
+    here, halt = str(Path(__file__).parent), str(batches + 1)
+    command = [sys.executable, "-c", BUILD, str(folder), here, halt]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert [process.stdout.readline().strip() for _ in range(batches)] == ["batch"] * batches
@@ -67,9 +73,9 @@ def test_killed_again_and_again_it_ends_whole(tmp_path: Path) -> None:
     with build_index(documents(), CHUNKER, Hashed(), progress=False) as whole:
         expected = contents(whole)
     chance, seen = random.Random(0), []
-    for _ in range(3):
+    for _ in range(2):
         process = start_build(tmp_path, batches=8)
-        time.sleep(0.2 * chance.random())
+        time.sleep(0.1 * chance.random())
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         assert "done" not in process.stdout.read()

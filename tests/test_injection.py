@@ -1,10 +1,9 @@
 """The detector of answers that address the judge, on any text. Some 5 s."""
 
-import time
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import bounded
 
 from llmops_kit.core import data_path, iter_jsonl, read_jsonl
 from llmops_kit.evals.injection import Screened, find_injection, screen
@@ -75,17 +74,8 @@ UNITS = [
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_time_is_linear_in_the_length(unit: str) -> None:
-    """Four times the text takes about four times as long; sixteen would be a square."""
-
-    def seconds(size: int) -> float:
-        text, best = (unit * size)[:size], 9.0
-        for _ in range(3):
-            start = time.process_time()
-            find_injection(text)
-            best = min(best, time.process_time() - start)
-        return best
-
-    assert seconds(40_000) < 10 * seconds(10_000) + 0.02
+    with bounded():
+        find_injection(unit * (200_000 // len(unit)))
 
 
 def test_a_long_text_of_findings_is_told_whole() -> None:

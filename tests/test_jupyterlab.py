@@ -67,17 +67,17 @@ def lab(tmp_path: Path) -> Iterator[str]:
 
 def run_all(page: Any) -> None:
     """Run every cell; a JupyterLab that is still starting drops the order, or asks for a kernel."""
-    page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=90_000)
+    page.locator(".jp-Notebook .jp-Cell").first.wait_for()
     accept = page.locator(".jp-Dialog button.jp-mod-accept")
     begun = page.locator(".jp-CodeCell .jp-InputPrompt", has_text=re.compile(r"[*\d]"))
     idle = page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]")
 
     def order() -> None:
-        idle.or_(accept).first.wait_for(timeout=90_000)
+        idle.or_(accept).first.wait_for()
         page.wait_for_timeout(1_000)
         if accept.is_visible():  # a slow start: JupyterLab asks which kernel the notebook wants
             accept.click()
-            idle.wait_for(timeout=90_000)
+            idle.wait_for()
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
 
@@ -100,7 +100,7 @@ def test_the_tutorial_displays_the_explorer(lab: str) -> None:
         page.goto(f"{lab}/lab/tree/tutorial_chunking.ipynb?reset")
         run_all(page)
         last = page.locator(".jp-RenderedText", has_text="from llmops_kit.apps import")
-        last.wait_for(timeout=120_000)
+        last.wait_for()
         head = page.locator(".head:has(.sA)")
         head.wait_for(timeout=240_000)
         assert "fixed" in head.inner_text()
@@ -108,10 +108,10 @@ def test_the_tutorial_displays_the_explorer(lab: str) -> None:
         shot(page, "jupyterlab")
         before = head.inner_text()
         page.get_by_role("slider").first.press("ArrowLeft")
-        page.locator("code", has_text="('fixed', 192, 40)").wait_for(timeout=120_000)
+        page.locator("code", has_text="('fixed', 192, 40)").wait_for()
         for _ in range(6):
             page.get_by_role("slider").first.press("ArrowLeft")
-        page.locator("code", has_text="('fixed', 144, 40)").wait_for(timeout=120_000)
+        page.locator("code", has_text="('fixed', 144, 40)").wait_for()
         assert head.inner_text() != before
         assert faults(page, watch) == []
 
@@ -130,9 +130,9 @@ def test_the_tutorial_displays_the_reranking_explorer(lab: str) -> None:
         chart = page.locator(".js-plotly-plot").first.bounding_box()
         assert chart["width"] > 450  # the chunk went below, the chart is not squeezed
         page.get_by_role("slider").nth(1).press("ArrowLeft")
-        page.locator("code", has_text="k=4").wait_for(timeout=120_000)
+        page.locator("code", has_text="k=4").wait_for()
         page.locator(".lanes tr[data-source='3'] button").click()
-        page.locator(".lanes tr.on[data-source='3']").wait_for(timeout=120_000)
+        page.locator(".lanes tr.on[data-source='3']").wait_for()
         assert "Troubleshooting" not in picked.inner_text()
         assert faults(page, watch) == []
 

@@ -24,5 +24,5 @@ def test_the_tutorial_displays_the_lab(lab: str, tmp_path: Path) -> None:  # noq
         rows.nth(1).locator("button").click()
         page.locator(".group", has_text="simulated-long · dials: all pairs").wait_for()
         page.get_by_role("slider").nth(1).press("ArrowLeft")
-        page.locator("code", has_text="first=2.75").wait_for(timeout=120_000)
+        page.locator("code", has_text="first=2.75").wait_for()
         assert faults(page, watch) == []

@@ -30,7 +30,7 @@ def test_four_writers_at_once_lose_nothing(tmp_path: Path) -> None:
     path = tmp_path / "labels.jsonl"
     running = [writer(path, name, 100) for name in "abcd"]
     for process in running:
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
     assert [process.returncode for process in running] == [0] * 4
     rows = LabelStore(path).read()
     assert len({row.pair_id for row in rows}) == len(rows) == 400

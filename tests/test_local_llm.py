@@ -2,15 +2,16 @@
 
 import asyncio
 import threading
-import time
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import eventually
 
-from llmops_kit.core import DataError, LLMOpsError, Message, ProviderError
-from llmops_kit.local import LocalLLM
+from llmops_kit.core import Completion, DataError, LLMOpsError, Message, ProviderError
+from llmops_kit.local import LocalLLM, _Run
 
 WORDS = "<unk> <end> <user> <system> <bot> refunds take fourteen days and the plan is paid in euros"
 WINDOW = 4096
@@ -142,24 +143,49 @@ def test_parameters(llm: LocalLLM, path: Path) -> None:
     assert llm.generate("refunds", temperature=None, seed=None).text
 
 
-def test_the_event_loop_stays_free(llm: LocalLLM) -> None:
-    async def ticks() -> int:
-        count, task = 0, asyncio.create_task(llm.agenerate("refunds", max_tokens=200))
-        while not task.done():
-            await asyncio.sleep(0.005)
-            count += 1
-        await task
-        return count
+@dataclass
+class Steps:
+    """The tokens that the worker has made; it makes none while `go` is not set."""
 
-    assert asyncio.run(ticks()) > 10
+    made: int = 0
+    go: threading.Event = field(default_factory=threading.Event)
+
+    async def begun(self) -> None:
+        await asyncio.to_thread(eventually, lambda: self.made)
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
+    seen, stop = Steps(), _Run._stop
+
+    def told(run: _Run, *words: Any, **options: Any) -> Any:
+        seen.made += 1
+        assert seen.go.wait(60), "nobody let the worker go on"
+        return stop(run, *words, **options)
+
+    monkeypatch.setattr(_Run, "_stop", told)
+    seen.go.set()
+    return seen
+
+
+def test_the_event_loop_stays_free(llm: LocalLLM, steps: Steps) -> None:
+    steps.go.clear()
+
+    async def beside() -> Completion:
+        task = asyncio.create_task(llm.agenerate("refunds", max_tokens=20))
+        await steps.begun()
+        steps.go.set()
+        return await task
+
+    assert asyncio.run(beside()).usage.output_tokens == 20
 
 
 @pytest.mark.parametrize("how", ["sync", "aclose", "cancel", "loop ends"])
-def test_leaving_stops_the_work(llm: LocalLLM, how: str) -> None:
+def test_leaving_stops_the_work(llm: LocalLLM, how: str, steps: Steps) -> None:
     async def leave() -> None:
         if how == "cancel":
             task = asyncio.create_task(llm.agenerate("refunds", max_tokens=4000))
-            await asyncio.sleep(0.2)
+            await steps.begun()
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
@@ -175,25 +201,27 @@ def test_leaving_stops_the_work(llm: LocalLLM, how: str) -> None:
         stream.close()
     else:
         asyncio.run(leave())
-    started = time.perf_counter()
     llm.generate("refunds", max_tokens=1)  # waits for the same worker
-    assert time.perf_counter() - started < 2
+    assert 0 < steps.made < 4000
 
 
-def test_a_waiting_call_that_is_left_never_starts(llm: LocalLLM) -> None:
-    async def crowd() -> float:
-        first = asyncio.create_task(llm.agenerate("refunds", max_tokens=150))
-        await asyncio.sleep(0.05)
+def test_a_waiting_call_that_is_left_never_starts(llm: LocalLLM, steps: Steps) -> None:
+    steps.go.clear()
+
+    async def crowd() -> None:
+        first = asyncio.create_task(llm.agenerate("refunds", max_tokens=15))
+        await steps.begun()
         rest = [asyncio.create_task(llm.agenerate("refunds", max_tokens=4000)) for _ in range(3)]
-        await asyncio.sleep(0.05)
+        for _ in range(10):
+            await asyncio.sleep(0)
         for task in rest:
             task.cancel()
+        steps.go.set()
         await first
-        started = time.perf_counter()
         await llm.agenerate("refunds", max_tokens=1)
-        return time.perf_counter() - started
 
-    assert asyncio.run(crowd()) < 2
+    asyncio.run(crowd())
+    assert steps.made == 15 + 1
 
 
 def test_failures_reach_the_caller_and_the_next_call_works(
@@ -219,7 +247,7 @@ def test_from_threads_and_inside_a_loop(llm: LocalLLM) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
 
     async def cell() -> str:
         return llm.generate("refunds").text

@@ -2,12 +2,12 @@
 
 import json
 import re
-import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import bounded
 
 from llmops_kit.core import DataError
 from llmops_kit.evals.comparison import read_bars
@@ -63,12 +63,11 @@ def test_what_is_found_is_json_and_what_is_not_is_said(text: str) -> None:
 @pytest.mark.parametrize("piece", ["{", '{"', '{"a":', "[{", '{"a": 1, ', "``` \n", "</think>"])
 def test_a_hostile_reply_costs_little(piece: str) -> None:
     text = piece * (1_000_000 // len(piece))
-    begun = time.perf_counter()
-    assert list(json_objects(last_words(text))) == []
-    locate_json(text)
-    assert read_grades(text, ["accuracy"])["accuracy"].value is None
-    assert read_pick(text)[0] is None
-    assert time.perf_counter() - begun < 20
+    with bounded(120):
+        assert list(json_objects(last_words(text))) == []
+        locate_json(text)
+        assert read_grades(text, ["accuracy"])["accuracy"].value is None
+        assert read_pick(text)[0] is None
 
 
 def test_two_grades_under_one_key_are_no_grade() -> None:

@@ -5,12 +5,12 @@ import random
 import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import bounded
 from test_embed import HOSTILE
 from test_token_store import Words
 
@@ -130,9 +130,8 @@ def test_hostile_text():
 def test_a_pasted_log_as_the_question_is_bounded():
     reranker = LateInteractionReranker(Words())
     hits = made((f"line {n} of the log", 1.0) for n in range(20))
-    started = time.perf_counter()
-    assert len(reranker.rerank(" ".join(f"line {n}" for n in range(3000)), hits)) == 5
-    assert time.perf_counter() - started < 20
+    with bounded():
+        assert len(reranker.rerank(" ".join(f"line {n}" for n in range(3000)), hits)) == 5
 
 
 def test_threads_share_one_reranker():

@@ -3,17 +3,17 @@
 import asyncio
 import copy
 import threading
-import time
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import bounded
 
 from llmops_kit.calibration import CalibrationMap
 from llmops_kit.core import Chunk, DataError, Hit, Message, ProviderError, Stage
-from llmops_kit.llm import Reply, ScriptedLLM, read_grounded, run_sync
+from llmops_kit.llm import ScriptedLLM, read_grounded, run_sync
 from llmops_kit.rag.calibrated import CalibratedReranker
 from llmops_kit.rag.rerank import Reranker, RerankingRetriever
 from llmops_kit.rag.rerank_models import (
@@ -140,7 +140,6 @@ def test_replies_that_were_seen_in_the_wild() -> None:
 
 
 def test_long_hostile_replies_are_read_in_linear_time() -> None:
-    started = time.perf_counter()
     for piece in (
         "[1] > ",
         "1" * 7,
@@ -151,8 +150,8 @@ def test_long_hostile_replies_are_read_in_linear_time() -> None:
         "[",
         "1 >" + " " * 200,
     ):
-        read_order(piece * (400_000 // len(piece)), 20)
-    assert time.perf_counter() - started < 10
+        with bounded():
+            read_order(piece * (400_000 // len(piece)), 20)
 
 
 @settings(max_examples=80, deadline=None)
@@ -224,20 +223,23 @@ def test_params_reach_the_model() -> None:
 
 
 def test_the_event_loop_stays_free_and_questions_overlap() -> None:
-    slow = ScriptedLLM(lambda messages: Reply("[2] > [1]", delay_s=0.3))
-    judge = LLMReranker(slow)
+    class Meeting(ScriptedLLM):
+        """Answers once all eight questions are with it."""
 
-    async def many() -> tuple[list, int, float]:
-        ticks, started = 0, time.perf_counter()
-        work = asyncio.gather(*(judge.arerank("q", numbered(2)) for _ in range(8)))
-        while not work.done():
-            await asyncio.sleep(0.01)
-            ticks += 1
-        return await work, ticks, time.perf_counter() - started
+        async def agenerate(self, prompt, **params):
+            asked.append(prompt)
+            if len(asked) == 8:
+                met.set()
+            await asyncio.wait_for(met.wait(), 60)
+            return await super().agenerate(prompt, **params)
 
-    found, ticks, seconds = asyncio.run(many())
-    assert all(places(hits) == [2, 1] for hits in found)
-    assert ticks > 5 and seconds < 8 * 0.3
+    asked, met = [], asyncio.Event()
+    judge = LLMReranker(Meeting(lambda messages: "[2] > [1]"))
+
+    async def many() -> list:
+        return await asyncio.gather(*(judge.arerank("q", numbered(2)) for _ in range(8)))
+
+    assert all(places(hits) == [2, 1] for hits in asyncio.run(many()))
     assert judge.counts["complete"] == 8
 
 
@@ -260,7 +262,7 @@ def test_threads_lose_no_count() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
     assert judge.counts["complete"] == 120
 
 
@@ -338,7 +340,7 @@ def test_the_model_is_loaded_once_by_many_threads(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
     assert len(loads) == 1 and len(found) == 8
     assert all(hits == found[0] for hits in found)
 

@@ -6,9 +6,13 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
+from typer.testing import CliRunner
 
+from llmops_kit.apps.cli import app
+from llmops_kit.core import LLMOpsError
 from llmops_kit.feedback.feedback_store import FeedbackStore
 from llmops_kit.feedback.interactions import Feedback, Interaction
 
@@ -29,7 +33,7 @@ def _run(name: str, runs: Path, **given: object) -> subprocess.CompletedProcess[
 @pytest.mark.parametrize(
     ("run", "name", "value", "sentence"),
     [
-        ("rag_report", "k", "0", "k=0 will not do. Give a whole number of at least 1."),
+        ("rag_report", "k", 0, "k=0 will not do. Give a whole number of at least 1."),
         ("rag_report", "retrievers", "hybrid + x", "unknown: hybrid + x. Known are keyword, "),
         ("rag_report", "corpus", "no/such/folder", "a folder needs questions to be measured on."),
         ("rag_report", "split", "train", "no split 'train'. Take dev, test or all."),
@@ -40,25 +44,54 @@ def _run(name: str, runs: Path, **given: object) -> subprocess.CompletedProcess[
             "no format 'x'. Take one of kit, llmbar, fastchat, alpaca_eval.",
         ),
         ("judge_audit", "run", "no/such/file", "there is no such file."),
-        ("eval_run", "k", "0", "k=0 will not do. Give a whole number of at least 1."),
+        ("eval_run", "k", 0, "k=0 will not do. Give a whole number of at least 1."),
         ("eval_run", "suite", "no/such/file", "there is no such file."),
         ("eval_run", "tags", "exakt", "no case has the tag exakt. Tags: "),
         ("eval_run", "bars", "contains>0", "'contains>0' is no bar. Write METRIC=BAR"),
         ("eval_run", "bars", "speed=0.5", "no metric speed. Metrics: "),
         ("eval_run", "model", "gpt", "'gpt' names no model."),
-        ("guardrail_report", "rate", "0", "rate is 0. Give a number between 0 and 1."),
+        ("guardrail_report", "rate", 0, "rate is 0. Give a number between 0 and 1."),
         ("guardrail_report", "data", "no/such/file", "there is no such file."),
         ("guardrail_report", "policy", "no/such/file.yaml", "no/such/file.yaml"),
         ("feedback_report", "fail_on", "latency_p50,speed", "there is no target for speed."),
         ("feedback_report", "db", "no/such/store.db", "there is no such store."),
         ("ab_test", "rows", "no/such/file", "there is no such file."),
-        ("ab_test", "effect", "0", "effect=0"),
+        ("ab_test", "effect", 0, "effect=0"),
         ("rag_tune", "max_tokens", "many", "max_tokens='many' will not do."),
         ("rag_tune", "retrievers", "hybrid + x", "unknown: hybrid + x. Known are keyword, "),
         ("rag_tune", "corpus", "no/such/folder", "a folder needs questions to be measured on."),
     ],
 )
 def test_a_wrong_parameter_is_a_sentence(
+    run: str,
+    name: str,
+    value: object,
+    sentence: str,
+    tmp_path: Path,
+    root: Path,
+) -> None:
+    """The run's cells as they are, in this process: the command below adds its exit code."""
+    cells = json.loads((root / "nbs" / "runs" / f"{run}.ipynb").read_text("utf-8"))["cells"]
+    names: dict[str, object] = {}
+    own = patch.dict(os.environ, {"LLMOPS_KIT_RUNS": str(tmp_path)})  # a run sets others
+    with own, pytest.raises(LLMOpsError) as told:
+        for cell in (cell for cell in cells if cell["cell_type"] == "code"):
+            exec("".join(cell["source"]), names)  # noqa: S102
+            if "parameters" in cell["metadata"].get("tags", []):
+                assert name in names
+                names[name] = value
+    assert sentence in str(told.value)
+    assert not list(tmp_path.rglob("*.csv")) and not list(tmp_path.rglob("*.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("run", "name", "value", "sentence"),
+    [
+        ("rag_report", "k", "0", "k=0 will not do. Give a whole number of at least 1."),
+        ("feedback_report", "db", "no/such/store.db", "there is no such store."),
+    ],
+)
+def test_the_command_says_it_in_one_line(
     run: str, name: str, value: str, sentence: str, tmp_path: Path
 ) -> None:
     done = _run(run, tmp_path, **{name: value})
@@ -128,9 +161,8 @@ def test_a_suite_of_ones_own_and_the_gate(tmp_path: Path) -> None:
     assert {"report.json", "results.jsonl", "journal.jsonl", "eval_run.csv"} <= written
     head = json.loads((report / "report.json").read_text())
     assert head["results"] == 14 and "k=3" in head["name"]
-    command = [*MAIN[:-1], "gate", str(report)]
     codes = {
-        bar: subprocess.run([*command, bar], capture_output=True, check=False).returncode
+        bar: CliRunner().invoke(app, ["gate", str(report), bar]).exit_code
         for bar in ("contains=0.5", "token_f1=0.99", "contains=x")
     }
     assert codes == {"contains=0.5": 0, "token_f1=0.99": 1, "contains=x": 3}

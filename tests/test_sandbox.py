@@ -10,10 +10,10 @@ import socket
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
+from patience import eventually
 
 from llmops_kit.core import DataError
 from llmops_kit.evals import jail, sandbox
@@ -21,11 +21,13 @@ from llmops_kit.evals.sandbox import WALLS, Limits, SandboxRun, arun_python, run
 from llmops_kit.llm import run_sync
 
 TOOL, FAULTS = run_sync(sandbox._tool())
-QUICK = Limits(cpu_s=1, wall_s=2, memory_mb=200, processes=8, files_mb=4, output_kb=64)
+TIGHT = Limits(cpu_s=1, wall_s=60, memory_mb=200, processes=8, files_mb=4, output_kb=64)
+QUICK = dataclasses.replace(TIGHT, wall_s=2)
+LONG = Limits(cpu_s=120, wall_s=300)
 walled = pytest.mark.skipif(not TOOL, reason=f"no walls stand on this machine: {FAULTS}")
 
 
-def attack(code: str, limits: Limits = QUICK) -> SandboxRun:
+def attack(code: str, limits: Limits = TIGHT) -> SandboxRun:
     """Run hostile code, only ever behind all walls; nothing of it may be left afterwards."""
     run = run_python(textwrap.dedent(code), limits=limits)
     assert set(run.walls) == set(WALLS)
@@ -67,7 +69,7 @@ def test_harmless_code_first() -> None:
     ("code", "reason"),
     [
         ("while True: pass", "stopped after 1 s of processor time"),
-        ("import time; time.sleep(60)", "stopped after 2 s of wall time"),
+        ("import time; time.sleep(600)", "stopped after 2 s of wall time"),
         ("x = bytearray(10**9)", "exit code 1: MemoryError"),
         (
             "import os, time\nwhile True:\n    if os.fork() == 0: time.sleep(60)",
@@ -85,13 +87,10 @@ def test_harmless_code_first() -> None:
     ],
 )
 def test_limits(code: str, reason: str) -> None:
-    began = time.monotonic()
-    patient = dataclasses.replace(QUICK, wall_s=10)  # a busy machine gives little processor time
-    run = attack(code, patient if "processor" in reason else QUICK)
+    run = attack(code, QUICK if "wall" in reason else TIGHT)
     assert not run.ok
     assert run.reason.startswith(reason), run
     assert len(run.stdout) + len(run.stderr) <= 64 * 1024
-    assert time.monotonic() - began < 12
 
 
 @walled
@@ -110,12 +109,12 @@ def test_memory_of_many_processes_adds_up() -> None:
 @walled
 @pytest.mark.parametrize("code", ["os.fork()", "\n    try: os.fork()\n    except OSError: pass"])
 def test_a_fork_bomb(code: str) -> None:
-    before = len(list(Path("/proc").glob("[0-9]*")))
-    run = attack(f"import os\nwhile True: {code}")
+    mark = f"mark-of-the-bomb-{os.getpid()}"
+    run = attack(turned_into(mark, f"import os\nwhile True: {code}"), QUICK)
     assert not run.ok
     # Its children write their tracebacks into one another: the last line may be any of them.
     assert run.reason.startswith(("stopped", "exit code 1")), run
-    assert len(list(Path("/proc").glob("[0-9]*"))) < before + 30
+    assert marked(mark) == []
 
 
 @walled
@@ -217,9 +216,13 @@ def test_a_daemon_does_not_survive() -> None:
             if os.fork() == 0:
                 {turned_into(mark, "import time; time.sleep(60)")}
             os._exit(0)
-        time.sleep(0.3)
-        listed = [open(f"/proc/{{p}}/cmdline").read() for p in os.listdir("/proc") if p.isdigit()]
-        print(sum("{mark}" in line for line in listed))
+        while not (lines := [
+            line
+            for p in os.listdir("/proc")
+            if p.isdigit() and "{mark}" in (line := open(f"/proc/{{p}}/cmdline").read())
+        ]):
+            time.sleep(0.05)
+        print(len(lines))
     """)
     assert run.stdout == "1\n", run
     assert marked(mark) == []
@@ -231,11 +234,9 @@ def test_a_cancelled_run_leaves_nothing() -> None:
     code = turned_into(mark)
 
     async def cancelled() -> int:
-        task = asyncio.create_task(arun_python(code))
-        for _ in range(100):
-            await asyncio.sleep(0.05)
-            if running := len(marked(mark)):
-                break
+        task = asyncio.create_task(arun_python(code, limits=LONG))
+        await asyncio.to_thread(eventually, lambda: marked(mark))
+        running = len(marked(mark))
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -248,22 +249,18 @@ def test_a_cancelled_run_leaves_nothing() -> None:
 @walled
 def test_a_host_that_dies_takes_the_sandbox_along(tmp_path: Path) -> None:
     mark = f"mark-of-the-orphan-{os.getpid()}"
-    host = f"from llmops_kit.evals.sandbox import run_python; run_python({turned_into(mark)!r})"
+    host = "from llmops_kit.evals.sandbox import *; "
+    host += f"run_python({turned_into(mark)!r}, limits=Limits(cpu_s=120, wall_s=300))"
     with subprocess.Popen(
         [sys.executable, "-c", host],
         cwd=Path(__file__).parent.parent,
         env=os.environ | {"TMPDIR": str(tmp_path)},
     ) as process:
         # The host's command line holds the mark in quotes, and so does a child that it just forked.
-        inside, deadline = f"while 1: pass\0{mark}", time.monotonic() + 20
-        while not marked(inside) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert len(marked(inside)) == 1
+        inside = f"while 1: pass\0{mark}"
+        assert eventually(lambda: len(marked(inside)) == 1)
         process.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 3
-    while marked(mark) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert marked(mark) == []
+    assert eventually(lambda: marked(mark) == [])
 
 
 @walled
@@ -301,7 +298,7 @@ sys.path.insert(0, {root!r}); sys.path.append({site!r})
 from llmops_kit.core import DataError
 from llmops_kit.evals.sandbox import run_python, Limits
 try:
-    run = run_python({code!r}, limits=Limits(wall_s=5), require={require!r})
+    run = run_python({code!r}, limits=Limits(wall_s=60), require={require!r})
     print(json.dumps([run.ok, run.reason, run.stdout, sorted(set(run.walls.values()))]))
 except DataError as error:
     print(json.dumps([None, str(error)]))
@@ -325,7 +322,7 @@ def test_as_a_plain_user(path: str, root: Path) -> None:
         pytest.skip("there is no setpriv to become a plain user with")
     done = subprocess.run(
         [setpriv, *user[1:], system, "-B", "-c", script],
-        env={"PATH": path}, cwd="/", capture_output=True, text=True, timeout=30,
+        env={"PATH": path}, cwd="/", capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.stdout, done.stderr[-500:]
     told = json.loads(done.stdout)
@@ -349,11 +346,9 @@ def test_limits_are_checked() -> None:
 
 
 def test_a_family_is_found_over_generations() -> None:
-    code = "import os, time\nfor _ in range(2): os.fork()\ntime.sleep(30)"
+    code = "import os, time\nfor _ in range(2): os.fork()\ntime.sleep(600)"
     with subprocess.Popen([sys.executable, "-I", "-S", "-c", code]) as process:
-        deadline = time.monotonic() + 10
-        while len(jail.family(process.pid)) < 3 and time.monotonic() < deadline:
-            time.sleep(0.02)
+        eventually(lambda: len(jail.family(process.pid)) == 3)
         family = jail.family(process.pid)
         for pid in [process.pid, *family]:
             os.kill(pid, signal.SIGKILL)

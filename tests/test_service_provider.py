@@ -4,7 +4,6 @@ The provider is a loopback server that speaks OpenAI's chat completions and misb
 """
 
 import asyncio
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,8 +27,6 @@ from llmops_kit.feedback.metrics import calculate_metrics
 from llmops_kit.feedback.windows import Window
 from llmops_kit.handbook_service import HandbookService
 from llmops_kit.llm import run_sync
-
-pytestmark = pytest.mark.alone
 
 KEY = "sk-secret-0123456789abcdef"
 QUESTION = "What is the highest spending cap on the Team plan?"
@@ -124,7 +121,7 @@ def test_a_provider_that_reports_no_usage_has_no_price(log: Log) -> None:
     [
         (Reply(status=429, headers={"Retry-After": "0.01"}), "429"),
         (Reply(status=500, error="the disk is full"), "500"),
-        (Reply(LONG, first_delay=5.0), "0.2 s"),
+        (Reply(LONG, first_delay=600), "0.2 s"),
         (Reply(LONG, cut=(0, "reset")), ""),
     ],
     ids=["rate limit", "server error", "slow first token", "gone before the first token"],
@@ -132,10 +129,8 @@ def test_a_provider_that_reports_no_usage_has_no_price(log: Log) -> None:
 def test_a_failure_before_the_text_is_an_error_and_a_sentence(
     log: Log, reply: Reply, told: str
 ) -> None:
-    began = time.perf_counter()
     with OpenAIServer([reply]) as server:
-        turn, row = log.asked(log.service(server, idle_timeout=0.2))
-    assert time.perf_counter() - began < 4
+        turn, row = log.asked(log.service(server, idle_timeout=0.2 if reply.first_delay else 60))
     assert (row.finish_reason, row.response, row.ttft_ms) == ("error", "", None)
     assert row.error.startswith("ProviderError: ") and told in row.error
     assert (row.cost_usd, row.tags["topic"]) == (None, "billing")
@@ -151,7 +146,7 @@ def test_a_failure_before_the_text_is_an_error_and_a_sentence(
 
 @pytest.mark.parametrize("how", ["reset", "clean"])
 def test_a_stream_that_breaks_off_keeps_what_was_read(log: Log, how: str) -> None:
-    with OpenAIServer([Reply(LONG, gap=0.002, cut=(70, how))]) as server:
+    with OpenAIServer([Reply(LONG, gap=0.005, cut=(70, how))]) as server:
         turn, row = log.asked(log.service(server))
     assert (row.finish_reason, turn.state) == ("error", "failed")
     assert row.error.startswith("ProviderError: ")
@@ -193,7 +188,7 @@ def test_a_reader_who_leaves_ends_the_providers_work(log: Log) -> None:
 
     with OpenAIServer([Reply(LONG, gap=0.05)]) as server:
         run_sync(leave(log.service(server)))
-        assert server.disconnected.wait(5), "the provider writes on for nobody"
+        assert server.disconnected.wait(60), "the provider writes on for nobody"
     row = log.store.get(Interaction, ["left"])["left"]
     assert (row.finish_reason, row.error, row.cost_usd) == ("cancelled", "", None)
     assert row.response and LONG.startswith(row.response)

@@ -49,7 +49,7 @@ from llmops_kit.vector import VectorIndex
 index = VectorIndex(Hashed(), sys.argv[1])
 index.upsert(chunks_of(30))
 print("ready", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WAITING', 'CATEGORIES', 'THUMBS', 'REPHRASED', 'ACTS', 'where_kept', 'Opinion', 'press', 'send', 'take_back', 'note',
-           'follows', 'actions_html', 'change_html', 'counters_html']
+           'follows', 'actions_html', 'counters_html']
 
 # %% ../../nbs/90_apps/09_assist_opinion.ipynb #e9204590
 import asyncio
@@ -22,7 +22,7 @@ from ..core import LLMOpsError
 from ..embed import default_embedder
 from ..feedback.collector import FeedbackCollector
 from ..feedback.fields import utc_now
-from ..feedback.interactions import Feedback, word_diff
+from ..feedback.interactions import Feedback
 from ..feedback.storing import Counters
 
 # %% ../../nbs/90_apps/09_assist_opinion.ipynb #389f8337
@@ -206,15 +206,6 @@ def actions_html(opinion: Opinion, editing: bool = False) -> str:
     return f'<div class="acts" role="group" aria-label="Your opinion">{buttons}{told}</div>'
 
 # %% ../../nbs/90_apps/09_assist_opinion.ipynb #be4b9816
-def change_html(before: str, after: str) -> str:
-    """The change as trusted markup: taken out struck through, put in underlined, all escaped."""
-    if before == after:
-        return '<p class="muted small">Edit the text; what you change is marked here.</p>'
-    marks = {"=": "{}", "-": "<del>{}</del>", "+": "<ins>{}</ins>"}
-    parts = (marks[op].format(escape(text)) for op, text in word_diff(before, after))
-    return f'<div class="change">{"".join(parts)}</div>'
-
-
 def counters_html(counters: Counters, shown: str) -> str:
     """What became of this process's records, and the store they go to, as small print."""
     told = {"in the store": counters.written, "waiting": counters.waiting}

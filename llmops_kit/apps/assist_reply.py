@@ -20,12 +20,12 @@ from llmops_kit.apps.assist_opinion import (
     THUMBS,
     Opinion,
     actions_html,
-    change_html,
     note,
     press,
     send,
     take_back,
 )
+from .panes import change_html
 from .passages import DRAW_JS, Clickable
 from .running import sentence_for
 from .theme import markup
@@ -77,7 +77,7 @@ function send(model, event) {
 }
 """
 _REPLY_JS = """
-export function render({ model }) {
+export function render({ model, view }) {
   const box = document.createElement("div")
   const answer = box.appendChild(document.createElement("div"))
   const bar = box.appendChild(document.createElement("div"))
@@ -89,16 +89,19 @@ export function render({ model }) {
   buttons()
   answer.addEventListener("copy", () => model.send_msg("copied"))
   box.addEventListener("click", (event) => send(model, event))
+  view.parent?.el.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape" || box.contains(event.composedPath()[0])) return
+    model.send_msg("close")
+    bar.querySelector(".correct")?.focus()
+  })
   return box
 }
 """
 
 # %% ../../nbs/90_apps/09_assist_reply.ipynb #92eae0dc
 class ReplyView(Clickable):
-    """Trusted markup of an answer and of its buttons, which call `on_act` with a name of ACTS.
-
-    `plain` is what the button for copying copies.
-    """
+    """Trusted markup of an answer and of its buttons, which call `on_act` with a name of ACTS, as
+    Escape in the form does with "close". `plain` is what the button for copying copies."""
 
     bar = param.String()
     plain = param.String()
@@ -112,7 +115,7 @@ class ReplyView(Clickable):
         self._on_act = on_act
 
     def _handle_msg(self, message: Any) -> None:
-        if isinstance(message, str) and message in ACTS:
+        if isinstance(message, str) and message in (*ACTS, "close"):
             self._on_act(message)
         elif not isinstance(message, bool):
             super()._handle_msg(message)
@@ -126,14 +129,9 @@ def _fields(opinion: Opinion) -> tuple[Any, Any, Any]:
     """The fields of a correction: its text, its reason, a comment."""
     import panel_material_ui as pmui
 
-    text = pmui.TextAreaInput(
-        label="The answer as it should be",
-        value=opinion.correction or opinion.turn.text,
-        max_length=20_000,
-        auto_grow=True,
-        max_rows=10,
-        **_WIDE,
-    )
+    said: dict[str, Any] = {"value": opinion.correction or opinion.turn.text, "max_length": 20_000}
+    grows: dict[str, Any] = {"auto_grow": True, "max_rows": 10, **_WIDE}
+    text = pmui.TextAreaInput(label="The answer as it should be", **said, **grows)
     reasons = {one or "no reason": one for one in CATEGORIES}
     why = pmui.Select(label="Reason", options=reasons, value=opinion.category, **_WIDE)
     comment = pmui.TextInput(label="Comment", value=opinion.comment, max_length=2000, **_WIDE)
@@ -149,7 +147,9 @@ def correction_form(
     text, why, comment = _fields(opinion)
 
     def change(now: str) -> str:
-        return change_html(opinion.turn.text, now)
+        if now == opinion.turn.text:
+            return "<p class='muted small'>Edit the text; what you change is marked here.</p>"
+        return change_html(opinion.turn.text, now, 20_000)
 
     def sent(_: Any) -> None:
         settle(send(opinion, text.value, why.value, comment.value))
@@ -244,4 +244,5 @@ _DOES: dict[str, Callable[[Reply, str], None]] = {
     "correct": lambda reply, _: reply.edit(not reply.form.visible),
     "copied": _copied,
     "again": lambda reply, _: reply.again(),
+    "close": lambda reply, _: reply.edit(False),
 }

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import typer
 
 from .feedback_commands import alerts, simulate
-from .serving import environment, login_options, notebooks, serve_command
+from .serving import environment, login_options, new_store, notebooks, serve_command
 from ..core import DataError, LLMOpsError, runs_path
 
 # %% ../../nbs/90_apps/09_cli.ipynb #d3979c05
@@ -59,6 +59,8 @@ def workbench(
 ) -> None:
     """Serve the workbench in the browser until Ctrl-C; other options go to `panel serve`."""
     options = context.args
+    if new := new_store(db):
+        typer.echo(f"There was no store at {new}: an empty one is made.")
     variables = environment(db, login, options, allow, targets)
     pages = login_options(login, options)
     command = serve_command(port, address, show, [*pages, *options])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KPIS', 'STATES', 'CARDS_CSS', 'targets_for', 'state_for', 'chip', 'limits', 'change', 'change_words', 'sparkline',
-           'gap_words', 'kpi_card']
+           'kpi_card']
 
 # %% ../../nbs/90_apps/09_dash_cards.ipynb #39b4dfed
 import math
@@ -12,9 +12,8 @@ from collections.abc import Sequence
 
 from .theme import escape
 from ..core import Where
-from ..feedback.amounts import amount, interval, limit, measured
+from ..feedback.amounts import amount, interval, limit
 from ..feedback.metrics import METRICS, Reading
-from ..feedback.readings import least_n, observed
 from ..feedback.targets import Target, Targets, state_of
 
 # %% ../../nbs/90_apps/09_dash_cards.ipynb #d05d2d1f
@@ -116,22 +115,6 @@ def sparkline(values: Sequence[float | None], target: float | None = None) -> st
     box = 'viewBox="0 0 240 40" preserveAspectRatio="none" aria-hidden="true"'
     lines = f'{dash}<path d="{path}"/><path class="dot" d="{dots}"/>'
     return f'<svg class="spark" {box}>{lines}</svg>'
-
-# %% ../../nbs/90_apps/09_dash_cards.ipynb #46e18c4a
-def gap_words(known: Sequence[bool], whole: Reading, step: str = "day") -> str:
-    """Why days have no value, with what the whole window says; "" where all of them have one."""
-    gaps, least, of = list(known).count(False), least_n(whole.name), observed(whole.name)
-    if not gaps or not least:
-        return ""
-    if gaps == len(known):
-        head = f"No {step} of this window has the {least:,} {of} that a value needs."
-    else:
-        many = f"{gaps} of {len(known)} {step}s" if gaps > 1 else f"one of {len(known)} {step}s"
-        head = f"No value for {many}: fewer than {least:,} {of}."
-    if whole.value is None or whole.low is None or whole.high is None:
-        return f"{head} All together have {whole.n:,}: choose a longer window."
-    told = measured(whole.value, whole.low, whole.high, METRICS[whole.name].unit)
-    return f"{head} The window as a whole has {whole.n:,}: {told}."
 
 # %% ../../nbs/90_apps/09_dash_cards.ipynb #be1eb5a7
 CARDS_CSS = """

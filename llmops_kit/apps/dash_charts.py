@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from .plots import plot_text, quiet
+from .dash_cards import limits as limits_of
+from .plots import described, plot_text, quiet
 from .theme import DARK, LIGHT, escape, tint
 from ..feedback.alerts import Alert
 from ..feedback.amounts import amount, interval, limit
 from ..feedback.backtest import Incident
 from ..feedback.metrics import METRICS
+from ..feedback.report_series import Series
 from ..feedback.targets import Target
 from ..feedback.windows import Window
 
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 # %% ../../nbs/90_apps/09_dash_charts.ipynb #066ff687
-STEP = {"day": pd.Timedelta(days=1), "hour": pd.Timedelta(hours=1)}
+STEP = {"hour": pd.Timedelta(hours=1), "day": pd.Timedelta(days=1)}
+STEP["week"] = pd.Timedelta(days=7)
 
 
 def runs(known: Sequence[bool]) -> list[tuple[int, int]]:
@@ -128,21 +131,20 @@ def _plain(moment: datetime) -> pd.Timestamp:
 
 # %% ../../nbs/90_apps/09_dash_charts.ipynb #4e4b805e
 def series_figure(
-    days: "pd.DataFrame",
-    name: str,
+    series: Series,
     span: Window,
     target: Target | None = None,
     incidents: Sequence[Incident] = (),
     alerts: Sequence[Alert] = (),
-    step: str = "day",
     dark: bool = False,
 ) -> "go.Figure | None":
-    """A metric of `daily_metrics` with its interval, limits and events, and requests below.
+    """A metric by hour, day or week with its interval, limits and events, and requests below.
 
-    None where no day has enough data. `alerts` have time, metric, value and message.
+    None where none has enough data. `alerts` have time, metric, value and message.
     """
     from plotly.subplots import make_subplots
 
+    name, step, days = series.name, series.step, series.table
     mode, info = DARK if dark else LIGHT, METRICS[name]
     value = days[name].astype(float)
     if not value.notna().any():
@@ -155,7 +157,8 @@ def series_figure(
     figure = make_subplots(2, 1, shared_xaxes=True, row_heights=[0.76, 0.24], vertical_spacing=0.05)
     for shape in _band(at, low, high, STEP[step], tint(mode["primary"], 0.2)):
         figure.add_trace(shape, 1, 1)
-    words = [_words(days, i, name, info.unit) for i in range(len(days))]
+    told = [_words(series, i) for i in range(len(days))]
+    words = ["<br>".join([f"<b>{one[0]}</b>", *one[1:]]) for one in told]
     figure.add_scatter(x=at, y=value, mode="lines+markers", text=words, row=1, col=1,
                        line={"color": mode["primary"], "width": 2.2}, marker_size=6,
                        hovertemplate="%{text}<extra></extra>")  # fmt: skip
@@ -174,7 +177,9 @@ def series_figure(
     if target is not None:
         _limits(figure, target, ends, mode["text"])
         figure.update_layout(margin_r=96)
-    return figure
+    last = told[int(value.notna().to_numpy().nonzero()[0][-1])]
+    goal = [limits_of(target)] if target else []
+    return described(figure, f"{info.title} by {step}, the last value: {'; '.join(last + goal)}.")
 
 # %% ../../nbs/90_apps/09_dash_charts.ipynb #ed46eef4
 def _covered(moment: datetime, step: str, span: Window) -> tuple[pd.Timestamp, pd.Timestamp]:
@@ -183,17 +188,18 @@ def _covered(moment: datetime, step: str, span: Window) -> tuple[pd.Timestamp, p
     return max(first, _plain(span.since)), min(first + STEP[step], _plain(span.until))
 
 
-def _words(days: "pd.DataFrame", i: int, name: str, unit: str) -> str:
-    """What a day says under the pointer."""
-    row = days.iloc[i]
-    said = f"<b>{row['time']:%a %d %b %Y, %H:%M}</b> UTC<br>{int(row['requests']):,} requests"
+def _words(series: Series, i: int) -> list[str]:
+    """What a day says under the pointer, line by line."""
+    row, name, info = series.table.iloc[i], series.name, METRICS[series.name]
+    since = "week from " if series.step == "week" else ""
+    said = [f"{since}{row['time']:%a %d %b %Y, %H:%M} UTC", f"{int(row['requests']):,} requests"]
     if name == "requests":
         return said
+    n = int(row[f"{name}_n"])
     if pd.isna(row[name]):
-        return f"{said}<br>{METRICS[name].title}: not enough data, n = {int(row[f'{name}_n'])}"
-    ends, n = interval(row[f"{name}_low"], row[f"{name}_high"], unit), int(row[f"{name}_n"])
-    value = amount(row[name], unit)
-    return f"{said}<br>{METRICS[name].title} {value} [{ends}], n = {n:,}"
+        return [*said, f"{info.title}: not enough data, n = {n}"]
+    ends = interval(row[f"{name}_low"], row[f"{name}_high"], info.unit)
+    return [*said, f"{info.title} {amount(row[name], info.unit)} [{ends}], n = {n:,}"]
 
 
 def _ticks(ends: tuple[float, float], unit: str) -> dict[str, Any]:

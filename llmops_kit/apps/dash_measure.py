@@ -13,10 +13,11 @@ import pandas as pd
 
 from ..core import Record, Where
 from ..feedback.counts import Counts, Histogram, merged
-from ..feedback.daily import STEPS, steps_table
+from ..feedback.daily import STEPS, steps_table, weeks_table
 from ..feedback.feedback_store import FeedbackStore
 from ..feedback.metrics import LABELS, Reading
 from ..feedback.readings import readings
+from ..feedback.report_series import Series, series_of
 from ..feedback.rollups import reads_rows, tally
 from ..feedback.windows import Window
 
@@ -25,7 +26,8 @@ from ..feedback.windows import Window
 class Measured(Record):
     """What an overview shows of a window: readings, days, slices (or why not), histograms.
 
-    `note` says why it took longer, where rows had to be read.
+    `days` has the hours of a short window; `weeks` has no rows then. `note` says why it took
+    longer, where rows had to be read.
     """
 
     span: Window
@@ -33,10 +35,16 @@ class Measured(Record):
     by: str
     readings: dict[str, Reading]
     days: pd.DataFrame
+    weeks: pd.DataFrame
     slices: dict[str, dict[str, Reading]] | str
     latency: Histogram
     cost: Histogram
     note: str = ""
+    min_n: int = 30
+
+    def series(self, name: str) -> Series:
+        """A metric over time: its days or hours, or its weeks where most days have too little."""
+        return series_of(name, self.days, self.weeks, self.step, self.min_n)
 
 
 def step_of(span: Window) -> str:
@@ -64,7 +72,9 @@ def measured(
     else:
         order = sorted(labels, key=lambda label: (-labels[label].requests, label))
         slices = {label: readings(labels[label], min_n) for label in order}
-    table = steps_table(days, span, step, min_n)
-    parts = readings(whole, min_n), table, slices, whole.measures[0], whole.measures[2]
+    weeks = weeks_table(days if step == "day" else {}, span, min_n)
+    tables = steps_table(days, span, step, min_n), weeks if step == "day" else weeks.head(0)
+    parts = readings(whole, min_n), *tables, slices, whole.measures[0], whole.measures[2]
     why = reads_rows(store, span, others, [by])
-    return Measured(span, step, by, *parts, note=f"{why} Rows were read for it." if why else "")
+    note = f"{why} Rows were read for it." if why else ""
+    return Measured(span, step, by, *parts, note, min_n)

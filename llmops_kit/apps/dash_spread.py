@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from .dash_charts import compact
+from .plots import described
 from .theme import DARK, LIGHT, tint
 from ..feedback.amounts import amount, interval
 from ..feedback.counts import Histogram, edges
@@ -80,14 +81,15 @@ def spread_figure(values: Histogram, unit: str, dark: bool = False) -> "go.Figur
                    line={"shape": "hv", "width": 1.2, "color": mode["primary"]},
                    fillcolor=tint(mode["primary"], 0.3), hovertemplate="%{text}<extra></extra>")
     )  # fmt: skip
-    room = max(0.08, 0.03 * log10(x[-1] / x[0]))
+    room, told = max(0.08, 0.03 * log10(x[-1] / x[0])), list[str]()
     ends, top = (log10(x[0]) - room, log10(x[-1]) + room), 1.12 * float(table["count"].max())
     for place, (q, dash) in enumerate(PERCENTILES):
         at = percentile(values, q)
         if at and (1 - q) * values.n >= BEYOND:
+            told.append(f"p{100 * q:.0f} {amount(at, unit)}")
             figure.add_scatter(
                 x=[at, at], y=[0, top * (1 - 0.11 * place)], mode="lines+text", hoverinfo="skip",
-                text=["", f" p{100 * q:.0f} {amount(at, unit)} "], textfont_size=11,
+                text=["", f" {told[-1]} "], textfont_size=11,
                 textposition="middle right" if place else "middle left", cliponaxis=False,
                 line={"color": mode["text"], "width": 1.3, "dash": dash},
             )  # fmt: skip
@@ -97,7 +99,9 @@ def spread_figure(values: Histogram, unit: str, dark: bool = False) -> "go.Figur
     title = {"text": f"{_WHAT[unit]} of a request, logarithmic", "font": {"size": 11}}
     figure.update_xaxes(type="log", range=ends, tickvals=ticks, ticktext=words, title=title)
     title = {"text": "requests", "font": {"size": 11}}
-    return figure.update_yaxes(range=[0, 1.08 * top], nticks=4, title=title)
+    figure.update_yaxes(range=[0, 1.08 * top], nticks=4, title=title)
+    what = f"Distribution of the {_WHAT[unit]} of a request: {', '.join(told) or 'few values'}"
+    return described(figure, f"{what}; n = {values.n:,}.")
 
 
 _WHAT = {"ms": "latency", "usd": "cost"}

@@ -10,8 +10,9 @@ __all__ = ['SHOWN', 'STORED_CSS', 'text_html', 'duration', 'tags_html', 'facts_h
 from collections.abc import Callable
 from typing import Any
 
-from .dash_said import Opened, change_html, feedback_html
+from .dash_said import Opened, feedback_html
 from .dash_state import DASH_CSS, DashState, synthetic_badge
+from .panes import change_html
 from .theme import escape
 from ..feedback.interactions import Interaction
 
@@ -144,7 +145,8 @@ STORED_CSS = (
   overflow-wrap: anywhere; }
 .tag.bad { border-color: #d1495b; background: #d1495b26; color: var(--ink); }
 .tag.good { border-color: #009e73; background: #009e7326; color: var(--ink); }
-.stored { border: 1px solid var(--line); border-radius: 8px; padding: 8px 12px; margin: 2px 0 6px;
+.stored, .change { border: 1px solid var(--line); border-radius: 8px; padding: 8px 12px;
+  margin: 2px 0 6px;
   white-space: pre-wrap; overflow-wrap: anywhere; max-height: 260px; overflow: auto;
   font-size: 13.5px; unicode-bidi: isolate; }
 .change del { background: #d1495b33; text-decoration-color: #d1495b; }

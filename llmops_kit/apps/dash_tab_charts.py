@@ -15,7 +15,7 @@ import pandas as pd
 import panel as pn
 import param
 
-from .dash_cards import CARDS_CSS, KPIS, STATES, gap_words, kpi_card, targets_for
+from .dash_cards import CARDS_CSS, KPIS, STATES, kpi_card, targets_for
 from .dash_charts import EVENTS_CSS, events_html, series_figure
 from .dash_measure import Measured, measured
 from .dash_slices import BY, SLICES_CSS, readings_table, slices_html
@@ -70,14 +70,18 @@ def cards_html(fields: OverviewFields, state: DashState) -> str:
     """Markup of the seven KPIs and the requests."""
     if fields.found is None:
         return ""
-    goals, drawn = targets_for(state.targets, state.where()), []
+    goals, drawn, weekly = targets_for(state.targets, state.where()), [], list[str]()
     for number, name in enumerate(SHOWN):
-        days = fields.found.days[name].astype(float)
+        series, chosen = fields.found.series(name), name == fields.metric
+        weekly += [METRICS[name].title] if series.step == "week" else []
+        line = list(series.table[name].astype(float))
         now, before = fields.found.readings[name], fields.before.get(name)
-        chosen = name == fields.metric
-        drawn.append(kpi_card(now, before, list(days), goals.get(name), number, chosen))
-    note = "The value of the window, its 95 % interval and n. Line: by {}. Dashes: the target."
-    told = f'<p class="small muted" style="margin-top:6px">{note.format(fields.found.step)}</p>'
+        drawn.append(kpi_card(now, before, line, goals.get(name), number, chosen))
+    grain = fields.found.step + (f", by week for {', '.join(weekly)}" if weekly else "")
+    note = (
+        f"The value of the window, its 95 % interval and n. Line: by {grain}. Dashes: the target."
+    )
+    told = f'<p class="small muted" style="margin-top:6px">{note}</p>'
     return f'<div class="kpis">{"".join(drawn)}</div>{told}'
 
 
@@ -104,7 +108,7 @@ def _figure(height: int) -> Any:
 
 
 def _show(pane: Any, words: Any, figure: Any, missing: str) -> None:
-    """The figure if there is one, and what is missing."""
+    """The figure if there is one, and what there is to say of it."""
     if figure is not None:
         pane.object = figure
     pane.visible = figure is not None
@@ -136,17 +140,21 @@ def series_part(state: DashState, fields: OverviewFields) -> pn.viewable.Viewabl
         chosen.value = name
         goal = targets_for(state.targets, state.where()).get(name)
         events = state.incidents, fields.alerts
-        figure = series_figure(found.days, name, found.span, goal, *events, found.step, state.dark)
-        known = found.days[name].notna() if name in found.days else []
-        missing = gap_words(list(known), found.readings[name], found.step)
-        none = "" if figure else f"Not enough data: no {found.step} of this window has a value."
-        _show(plot, words, figure, missing or none)
+        series = found.series(name)
+        figure = series_figure(series, found.span, goal, *events, state.dark)
+        told = "" if series.step == "week" else f"By {series.step}."
+        longer = "" if figure else "Choose a longer window."
+        _show(plot, words, figure, " ".join(part for part in (told, series.note, longer) if part))
         legend.object = events_html(*events, found.span, name)
 
     fields.param.watch(draw, ["found", "metric", "alerts"])
     state.param.watch(draw, ["targets", "dark", "incidents"])
     draw()
-    export = csv_button(lambda: fields.found.days if fields.found else pd.DataFrame(), "days.csv")
+
+    def rows() -> pd.DataFrame:
+        return fields.found.series(fields.metric).table if fields.found else pd.DataFrame()
+
+    export = csv_button(rows, "series.csv")
     note = "Line: the value. Band: its 95 % interval. Bars: requests. Strips: incidents. ▲: alerts."
     return card(heading_row("Over time", note, chosen, export), words, plot, legend,
                 margin=(0, 0, 12, 0))  # fmt: skip

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from .dash_columns import columns_html
-from .dash_said import change_html
 from .dash_state import synthetic_badge
+from .panes import change_html
 from .running import Tell
 from .theme import escape
 from ..core import Where

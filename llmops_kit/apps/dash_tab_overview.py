@@ -52,8 +52,10 @@ def first_lines(store: FeedbackStore) -> str:
 def start_html(store: FeedbackStore) -> str:
     """Markup for a store that has no interaction yet."""
     return (
-        "<div class='start'><h2>No interaction yet</h2><p class='muted'>This store is empty. These "
-        "lines write the first interaction; the page shows it by itself.</p>"
+        "<div class='start'><h2>No interaction yet</h2><p class='muted'>There is nothing in "
+        f"<code>{escape(store.shown)}</code>. If you expected something, check that address: a "
+        "file that is not there is made. These lines write the first interaction; the page shows "
+        "it by itself.</p>"
         f"<pre><code>{escape(first_lines(store))}</code></pre><p class='muted'>In an application, "
         "<code>logged(llm, collector)</code> does it for every request. To look around first, "
         "make an invented month beside it: <code>llmops-kit simulate --db month.db</code>, then "

@@ -149,7 +149,8 @@ def tabs_of(state: DashState, made: set[str]) -> Any:
 
     holders = {name: pn.Column(sizing_mode="stretch_width") for name in TABS}
     titled = ((name.capitalize(), holder) for name, holder in holders.items())
-    tabs = pmui.Tabs(*titled, active=TABS.index(state.tab), sizing_mode="stretch_width")
+    arrows = {"& .MuiTabs-scrollButtons": {"display": "inline-flex !important"}}  # on a phone too
+    tabs = pmui.Tabs(*titled, active=TABS.index(state.tab), sizing_mode="stretch_width", sx=arrows)
 
     def fill(*_: Any) -> None:
         if state.version and state.tab not in made:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from ..core import DataError, LLMOpsError
+from ..feedback.fields import utc_now
 
 # %% ../../nbs/90_apps/08_feedback_commands.ipynb #58fed5bb
 Db = Annotated[str, typer.Option(help="The feedback store: a path or a URL.")]
@@ -42,8 +43,10 @@ def simulate(
     )
 
 # %% ../../nbs/90_apps/08_feedback_commands.ipynb #df1e34fe
-def _checked(db: str, targets: str, sinks: dict[str, Any]) -> list[str]:
-    """Check the rules of a file once, and hand the sinks what they have not had; their problems."""
+def _checked(db: str, targets: str, sinks: dict[str, Any]) -> tuple[list[str], str]:
+    """Check the rules of a file once, and hand the sinks what they have not had; the problems of
+    these, and how things stand.
+    """
     from llmops_kit.feedback.alerts import AlertLog, check_alerts
     from llmops_kit.feedback.feedback_store import FeedbackStore
     from llmops_kit.feedback.sinks import Sinks
@@ -58,9 +61,20 @@ def _checked(db: str, targets: str, sinks: dict[str, Any]) -> list[str]:
         log = AlertLog(store)
         check_alerts(store, rules, log=log)
         send.deliver(log)
+        stands = _standing(log, len(rules.rules))
     finally:
         store.close()
-    return [one.problem for one in send.counters.values() if one.problem]
+    return [one.problem for one in send.counters.values() if one.problem], stands
+
+
+def _standing(log: Any, rules: int) -> str:
+    """How many rules were checked, how many alerts are open, and since when, in one line."""
+    still = [one.alert.time for one in log.history(since=utc_now()) if not one.ended]
+    known = f"{rules} rule{'s' if rules > 1 else ''} checked, nothing new"
+    if not still:
+        return f"{known}, no open alert."
+    many = f"{len(still)} open alerts, the oldest" if len(still) > 1 else "1 open alert"
+    return f"{known}, {many} since {min(still):%Y-%m-%d %H:%M} UTC."
 
 # %% ../../nbs/90_apps/08_feedback_commands.ipynb #670a7b3f
 def _name(kind: str, place: str) -> str:
@@ -78,6 +92,7 @@ def alerts(
     secret: Annotated[
         str, typer.Option(envvar="LLMOPS_KIT_WEBHOOK_SECRET", help="Signs what is posted.")
     ] = "",
+    quiet: Annotated[bool, typer.Option("--quiet", help="No word where nothing is new.")] = False,
 ) -> None:
     """Check the rules once: exit code 0 nothing new, 1 new alerts, 3 something went wrong."""
     from llmops_kit.feedback.sinks import file_sink
@@ -90,11 +105,11 @@ def alerts(
             sinks[_name("file", str(Path(file).absolute()))] = file_sink(file)
         if webhook:
             sinks[_name("webhook", webhook)] = to_webhook(webhook, secret)
-        problems = _checked(db, targets, sinks)
+        problems, stands = _checked(db, targets, sinks)
     except LLMOpsError as error:
         typer.echo(f"llmops-kit: {error}", err=True)
         raise typer.Exit(3) from None
-    for message in told:
+    for message in told or ([] if quiet else [stands]):
         typer.echo(message)
     for problem in problems:
         typer.echo(f"llmops-kit: not delivered: {problem}", err=True)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['notebooks', 'serve_command', 'checked_logins', 'option_of', 'checked_oauth', 'login_options', 'checked_readers',
-           'environment']
+           'environment', 'new_store']
 
 # %% ../../nbs/90_apps/08_serving.ipynb #f9fdbe44
 import json
@@ -164,6 +164,15 @@ def environment(
     if login:
         checked_logins(login)
     return {**os.environ, **found, **_files(db, targets)}
+
+
+def new_store(db: str | None) -> str:
+    """The path that `db` names if there is no file, so that a store is made there; else ""."""
+    from llmops_kit.feedback.database import as_url
+
+    url = as_url(db) if db else None
+    path = Path(str(url.database)).absolute() if url and url.drivername == "sqlite" else None
+    return str(path) if path and not path.exists() else ""
 
 
 def _files(db: str | None, targets: str | Path | None) -> dict[str, str]:

@@ -114,7 +114,7 @@ def _spread(
                 ray.shutdown()
     return [result for key, _ in keys for result in known[key]]
 
-
+# %% ../../nbs/10_evals/04_eval_cluster.ipynb #97379915
 def _collect(
     ray: Any,
     pipeline: RayEvalPipeline,

@@ -128,7 +128,7 @@ class LabelledAnswer(Record):
         known = {name: told for name, told in self.to_dict().items() if name != "reference"}
         return JudgedAnswer(judge=judge, label=label, **known)
 
-
+# %% ../../nbs/10_evals/05_judge_runs.ipynb #b1afaff6
 Runs = dict[tuple[str, str], list[Verdict]]
 
 

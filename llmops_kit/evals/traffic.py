@@ -48,6 +48,23 @@ class TrafficSample:
         return self.answers[case.id]
 
 # %% ../../nbs/10_evals/04_traffic.ipynb #e73cf944
+def _reservoirs(
+    exchanges: Iterable[Exchange], n: int, rng: random.Random, kind: Callable[[Exchange], str]
+) -> tuple[dict[str, list[Exchange]], dict[str, int]]:
+    """Up to `n` exchanges of each kind, drawn fairly in one pass, and how many there were."""
+    held: dict[str, list[Exchange]] = {}
+    seen: dict[str, int] = {}
+    for exchange in exchanges:
+        name = kind(exchange)
+        count = seen[name] = seen.get(name, 0) + 1
+        pool = held.setdefault(name, [])
+        if len(pool) < n:
+            pool.append(exchange)
+        elif (place := rng.randrange(count)) < n:
+            pool[place] = exchange
+    return held, seen
+
+
 def _shares(seen: dict[str, int], n: int) -> dict[str, int]:
     """How many to take of each kind: equal parts, and what a small kind leaves to the others."""
     taken, left = {}, n
@@ -56,7 +73,7 @@ def _shares(seen: dict[str, int], n: int) -> dict[str, int]:
         taken[kind], left = part, left - part
     return taken
 
-
+# %% ../../nbs/10_evals/04_traffic.ipynb #06b7f803
 def sample_traffic(
     exchanges: Iterable[Exchange],
     n: int,
@@ -69,16 +86,7 @@ def sample_traffic(
     that is there twice in the sample, or fewer places than kinds.
     """
     rng = random.Random(seed)
-    held: dict[str, list[Exchange]] = {}
-    seen: dict[str, int] = {}
-    for exchange in exchanges:
-        name = kind(exchange) if kind else exchange.kind
-        count = seen[name] = seen.get(name, 0) + 1
-        pool = held.setdefault(name, [])
-        if len(pool) < n:
-            pool.append(exchange)
-        elif (place := rng.randrange(count)) < n:
-            pool[place] = exchange
+    held, seen = _reservoirs(exchanges, n, rng, kind or (lambda exchange: exchange.kind))
     if not seen or n < len(seen):
         what = f"{n} places for {len(seen)} kinds in {sum(seen.values())} exchanges."
         raise DataError(what, "sample_traffic", "Draw at least one of each kind from a log.")

@@ -139,14 +139,17 @@ messages = Table(
 )
 
 # %% ../../nbs/70_feedback/09_alert_log.ipynb #afe32e65
-def make_tables(database: Database, tables: MetaData = metadata) -> None:
-    """Make the tables of alerts that are missing; StoreError where that is not allowed."""
+def make_tables(database: Database, *others: MetaData) -> None:
+    """Make the tables of alerts and of `others` that are missing; StoreError where one may not."""
+    every = (metadata, *others)
     with database.reading() as connection:
-        if set(tables.tables) <= set(inspect(connection).get_table_names()):
-            return
+        there = set(inspect(connection).get_table_names())
+    if all(there.issuperset(one.tables) for one in every):
+        return
     try:
         with database.writing() as connection:
-            tables.create_all(connection)
+            for one in every:
+                one.create_all(connection)
     except StoreError as error:
         told = f"the history of alerts cannot be kept here: {error.what}"
         step = "Give AlertLog a path or an address that may be written to."

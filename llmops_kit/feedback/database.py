@@ -103,11 +103,8 @@ def explain(error: Exception, where: str) -> LLMOpsError:
     return StoreError(f"{what} ({said}).", where, step)
 
 # %% ../../nbs/70_feedback/01_database.ipynb #e13dd0f4
-class Database:
-    """A SQLite file or a PostgreSQL database; safe in threads, forks and several processes.
-
-    A writer waits up to `timeout_s` seconds for its turn. StoreError where the database fails.
-    """
+class _Connections:
+    """Connections to a SQLite file or a PostgreSQL database, whose errors are sentences."""
 
     def __init__(self, where: str | os.PathLike[str], timeout_s: float = 30.0) -> None:
         self.url, self.timeout_s = as_url(where), timeout_s
@@ -135,13 +132,30 @@ class Database:
         except (exc.SQLAlchemyError, OSError) as error:
             raise explain(error, self.shown) from None
 
+    def close(self) -> None:
+        """Close all connections that are idle."""
+        self.engine.dispose()
+
+# %% ../../nbs/70_feedback/01_database.ipynb #0e5d122a
+_PLANS = (
+    "SELECT set_config('random_page_cost', '1.1', true), "
+    "set_config('cursor_tuple_fraction', '1', true)"
+)
+
+
+class Database(_Connections):
+    """A SQLite file or a PostgreSQL database; safe in threads, forks and several processes.
+
+    A writer waits up to `timeout_s` seconds for its turn. StoreError where the database fails.
+    """
+
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A connection that sees one state of the database; what it changes is not kept."""
         level = {} if self.sqlite else {"isolation_level": "REPEATABLE READ"}
         with self._connected(**level) as connection:
             if not self.sqlite:
-                connection.exec_driver_sql("SET LOCAL random_page_cost = 1.1")
+                connection.exec_driver_sql(_PLANS)
             yield connection
 
     @contextmanager
@@ -158,16 +172,13 @@ class Database:
     def compact(self, tables: Iterable[str]) -> bool:
         """Take deleted rows out of the files: SQLite's is written anew, PostgreSQL's are vacuumed.
 
+        PostgreSQL also looks anew at the values in them, of which it makes its plans.
         False while somebody reads an older state of a SQLite file, which then still holds them.
         """
         outside = {"begin": ""} if self.sqlite else {"isolation_level": "AUTOCOMMIT"}
         with self._connected(**outside) as connection:
             if not self.sqlite:
-                connection.exec_driver_sql(f"VACUUM {', '.join(tables)}")
+                connection.exec_driver_sql(f"VACUUM (ANALYZE) {', '.join(tables)}")
                 return True
             connection.exec_driver_sql("VACUUM")
             return not connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").scalar()
-
-    def close(self) -> None:
-        """Close all connections that are idle."""
-        self.engine.dispose()

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..core import Record
-from .kinds import FailureKind
+from ..core import DataError, Record
+from .kinds import KINDS, FailureKind
 from .negatives import Negative
 from ..stats import unpaired
 
@@ -110,8 +110,8 @@ def _by_kind(
     if kind == "unclear":
         silent = sum(not one.evidence for one in kinds)
         return "investigate", f"{silent} of {n} have no sign of a kind, and no kind has a fifth"
-    sign, count = signs.most_common(1)[0]
-    return plain[kind], f"{sign}: {count} of {n}"
+    told = [f"{sign}: {count} of {n}" for sign, count in signs.most_common(1)]
+    return plain[kind], told[0] if told else f"none of {n} has a sign of it"
 
 # %% ../../nbs/70_feedback/10_fixes.ipynb #1ab65c0d
 def suggest_fix(
@@ -122,8 +122,14 @@ def suggest_fix(
 ) -> Fix:
     """The fix for members of one kind, with the `kinds` of each.
 
-    `everything` counts the versions of all negatives, these included; see `versions_of`.
+    `everything` counts the versions of all negatives, these included; see `versions_of`. DataError
+    for a kind that is none, for no members, and where not each has its kind.
     """
+    if kind not in KINDS:
+        raise DataError(f"there is no kind {kind!r}.", "suggest_fix", f"Use one of {[*KINDS]}.")
+    if not members or len(kinds) != len(members):
+        what = f"{len(members)} failures and the kinds of {len(kinds)} make no suggestion."
+        raise DataError(what, "suggest_fix", "Give one or more, and `failure_kind` of each.")
     action, why = _by_kind(kind, members, kinds)
     here, whole = versions_of(members), everything or Versions()
     away = Versions(max(0, whole.n - len(members)), whole.counts - here.counts)

@@ -60,6 +60,8 @@ def _structured(value: Any, where: str) -> Any:
 def langfuse_rows(row: Mapping[str, Any], where: str) -> Iterator[Tagged]:
     """(kind, trace, row) of a row of an export: an observation, a score or a trace with both."""
     flat = _snake(row)
+    if isinstance(about := flat.get("subject"), dict):  # of a score, since version 3 of the API
+        flat["trace_id"] = about.get("id" if about.get("kind") == "trace" else "traceId")
     for name in ("observations", "scores"):
         inner = _structured(flat.pop(name, None), where)
         for one in inner if isinstance(inner, list) else []:
@@ -76,6 +78,17 @@ def langfuse_rows(row: Mapping[str, Any], where: str) -> Iterator[Tagged]:
         step = "Give files of traces/, observations/, observations_v2/ or scores/."
         raise DataError("no trace, observation or score of Langfuse.", where, step)
     yield kind, str(key or ""), {**flat, "where": where}
+
+# %% ../../nbs/70_feedback/05_tools_langfuse.ipynb #5e69d5c5
+def _paged(row: Mapping[str, Any], where: str, bad: list[DataError]) -> Iterator[Tagged]:
+    """What a row is, or all rows of a page as the API's lists give it, each by its place."""
+    if not (isinstance(row.get("data"), list) and isinstance(row.get("meta"), dict)):
+        yield from langfuse_rows(row, where)
+        return
+    for number, one in enumerate(row["data"], start=1):
+        place = f"{where}, data {number}"
+        for several in tried(bad, place, langfuse_rows, one, place):
+            yield from several
 
 # %% ../../nbs/70_feedback/05_tools_langfuse.ipynb #3ef59b6e
 def _usage(one: Mapping[str, Any], name: str) -> int:
@@ -161,6 +174,9 @@ def langfuse_interaction(
     answers = (said(one.get("output"), MODEL) for one in (trace, root, *calls[::-1]))
     answered = next(filter(None, answers), "")
     last: Mapping[str, Any] = calls[-1] if calls else {}
+    figures = _figures(calls, several, time, where)
+    if not several and (cost := _cost(trace) or -1) >= 0:  # -1 says that it was not asked for
+        figures["cost_usd"] = cost
     row = {
         "request_id": str(several[0].get("trace_id") if several else trace["id"]),
         "time": time,
@@ -171,7 +187,7 @@ def langfuse_interaction(
         "user": hashed(merged.get("user_id"), user_key, left_out),
         "versions": _versions(merged, last),
         "tags": _meta(merged),
-        **_figures(calls, several, time, where),
+        **figures,
         **_ending(root, calls, answered),
     }
     return Interaction.from_dict(row, where)
@@ -216,8 +232,9 @@ def read_langfuse(
 ) -> Imported:
     """Read files that Langfuse exported (JSONL, JSON, CSV, Parquet, .gz); see `spans.read_spans`.
 
-    Traces, observations and scores are told apart by their fields; give the files of a time
-    together. One interaction for each trace, whose id is the request's.
+    Traces, observations and scores are told apart by their fields; give the files of a time, or
+    the pages of the public API, together. One interaction for each trace, whose id is the
+    request's.
     """
     names = checked_names(names)
 
@@ -242,6 +259,4 @@ def read_langfuse(
                 score = (row, names, user_key, left_out)
                 yield from tried(found, row["where"], langfuse_feedback, *score)
 
-    return imported_groups(
-        paths, store, lambda row, where, _: langfuse_rows(row, where), records, bad, redact
-    )
+    return imported_groups(paths, store, _paged, records, bad, redact)

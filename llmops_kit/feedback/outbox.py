@@ -60,7 +60,6 @@ class Outbox:
 
     def __init__(self, log: AlertLog) -> None:
         self.database = log.database
-        make_tables(self.database)
         make_tables(self.database, metadata)
 
     def pending(self, sink: str, now: datetime | None = None) -> list[Message]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import BigInteger, String, and_, case, func, or_, select, type_coerce
+from sqlalchemy import BigInteger, String, case, func, select, type_coerce
 from sqlalchemy import cast as sql_cast
 
 from ..core import Where
@@ -23,7 +23,7 @@ from llmops_kit.feedback.clusters import (
     unseen_limit,
 )
 from .counts import Key, said
-from .facts import GROUNDING
+from .facts import signs
 from .feedback_store import FeedbackStore
 from .readings import METRICS, SHARES, Reading, least_n, observed, too_few
 from .schema import interactions
@@ -49,14 +49,7 @@ CLUSTERED = {
 def _facts(chosen: list[Any]) -> tuple[dict[str, Any], Any]:
     """What is summed of an interaction, by name, and the tables it comes from."""
     t, its = interactions.c, said(chosen, ("regenerated", "abandoned"))
-    tagged = "," + func.coalesce(t.tags["checked"].as_string(), "") + ","
-    checked = or_(tagged.like("%,grounding,%"), its.c.judged == 1)
-    objected = or_(sql_cast(t.findings, String).like(GROUNDING), its.c.low == 1)
-    flags: dict[str, Any] = {"rated": its.c.rating.is_not(None), "liked": its.c.rating % 2 == 0}
-    flags |= {name: its.c[name] == 1 for name in ("regenerated", "abandoned")}
-    flags |= {"cached": t.cached, "blocked": t.blocked, "failed": t.finish_reason == "error"}
-    flags |= {"checked": checked, "ungrounded": and_(checked, objected)}
-    flags |= {"priced": t.cost_usd.is_not(None)}
+    flags = {**signs(its), "priced": t.cost_usd.is_not(None)}
     found: dict[str, Any] = {n: func.sum(case((one, 1), else_=0)) for n, one in flags.items()}
     found |= {"requests": func.count(), "cost": func.coalesce(func.sum(t.cost_usd), 0.0)}
     found["squares"] = func.coalesce(func.sum(t.cost_usd * t.cost_usd), 0.0)

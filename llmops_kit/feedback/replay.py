@@ -128,6 +128,16 @@ class _Sums:
         return [Counts(row, self._hours[at]) for row, at in zip(rows, places, strict=True)]
 
 # %% ../../nbs/70_feedback/10_replay.ipynb #8c1d3cb3
+def _read(store: FeedbackStore, grid: Grid, where: Where) -> tuple[_Sums, Arrivals]:
+    """The sums of what a filter lets through, and how its feedback came."""
+    wide = grid.slot * 1_000_000
+    late = arrivals(store, grid.span, where)
+    found = tally(store, grid.span, where, step=wide)
+    slots = {key - grid.first: counts for (key,), counts in found.items()}
+    asked, came = (moments // wide - grid.first for moments in (late.asked, late.came))
+    return _Sums(slots, grid.number, Arrivals(asked, came, late.change)), late
+
+# %% ../../nbs/70_feedback/10_replay.ipynb #43de1340
 class Replay(Traffic):
     """The traffic of the past, read once: for any window of whole slots, without a query.
 
@@ -138,18 +148,12 @@ class Replay(Traffic):
     def __init__(self, store: FeedbackStore, targets: Targets, window: Window, step: str) -> None:
         super().__init__(store)
         self.grid = grid_of(targets, window, step)
-        self._late = Arrivals(*(np.empty(0, np.int64) for _ in range(3)))
         filters = {_key(rule.where): rule.where for rule in targets.rules}
-        self._sums = {name: self._read(where) for name, where in filters.items()}
-
-    def _read(self, where: Where) -> _Sums:
-        grid, wide = self.grid, self.grid.slot * 1_000_000
-        late = arrivals(self.store, grid.span, where)  # first: what comes meanwhile counts at once
-        found = tally(self.store, grid.span, where, step=wide)
-        slots = {key - grid.first: counts for (key,), counts in found.items()}
-        self._late = max(self._late, late, key=lambda one: len(one.came))
-        asked, came = (moments // wide - grid.first for moments in (late.asked, late.came))
-        return _Sums(slots, grid.number, Arrivals(asked, came, late.change))
+        read = {name: _read(store, self.grid, where) for name, where in filters.items()}
+        self._sums = {name: sums for name, (sums, _) in read.items()}
+        none = Arrivals(*(np.empty(0, np.int64) for _ in range(3)))
+        every = [late for _, late in read.values()]
+        self._late = max(every, key=lambda one: len(one.came), default=none)
 
     def as_of(self, moment: datetime) -> None:
         """From here on count the feedback that came before a moment, which begins a slot."""

@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Connection, and_, delete, or_, select
+from sqlalchemy import Connection, and_, delete, or_, select, text
 
 from ..core import StoreError, Where
 from .counts import Counts, Key, merged
@@ -35,6 +35,7 @@ from llmops_kit.feedback.schema import (
     HOUR,
     changed,
     columns,
+    feedback,
     interactions,
     rollups,
 )
@@ -94,14 +95,23 @@ def _recount(store: FeedbackStore, first: int, last: int) -> int:
     return len(fresh)
 
 # %% ../../nbs/70_feedback/06_rollups.ipynb #c5cfbf65
+_AT_ONCE = 24  # hours
+
+
+def _sample(store: FeedbackStore) -> None:
+    """Have PostgreSQL look into tables that it has not yet looked into."""
+    never = text("SELECT reltuples < 0 FROM pg_class WHERE oid = to_regclass(:name)")
+    with store.database.writing() as connection:
+        for table in (interactions.name, feedback.name):
+            if connection.scalar(never, {"name": table}):
+                connection.exec_driver_sql(f"ANALYZE {table}")
+
+# %% ../../nbs/70_feedback/06_rollups.ipynb #95215a8b
 def _hours_inside(window: Window) -> Span:
     """The hours that lie in a window as a whole."""
     ends = (window.since, window.until)
     since, until = ((at - _EPOCH) // timedelta(microseconds=1) for at in ends)
     return -(-since // HOUR), until // HOUR
-
-
-_AT_ONCE = 24  # hours
 
 
 def refresh(store: FeedbackStore, window: Window) -> int:
@@ -113,6 +123,8 @@ def refresh(store: FeedbackStore, window: Window) -> int:
     first, last = _hours_inside(window)
     with store.reading() as connection:
         marked = sorted(_marks(connection, first, last))
+    if len(marked) > _AT_ONCE and not store.database.sqlite:
+        _sample(store)
     some = [marked[n : n + _AT_ONCE] for n in range(0, len(marked), _AT_ONCE)]
     return sum(_recount(store, part[0], part[-1] + 1) for part in some)
 

@@ -174,7 +174,8 @@ def who_rates(
     who, rated = found[:, WHO], found[:, RATING] > 0
     hits = {n: found[:, k] == 1 for k, n in enumerate([*IMPLICIT, *_FLAGS], SIGNS)}
     often = np.bincount(found[:, -1], minlength=len(labels))
-    for number in np.argsort(-often, kind="stable")[:20]:
+    order = sorted(range(len(labels)), key=lambda one: (-often[one], str(labels[one])))
+    for number in order[:20]:
         hits[f"{by}={labels[number]}"] = found[:, -1] == number
     rows, users = {}, int(who.max(initial=-1)) + 1
     for name, hit in hits.items():

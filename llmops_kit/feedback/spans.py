@@ -35,12 +35,19 @@ from llmops_kit.feedback.foreign import (
 )
 from .interactions import Feedback, Interaction
 from .otel import OWN, TracedSpan, own_records
-from .otel_read import Request, first, kind_of, requests_of, spans_of, text_of
+from llmops_kit.feedback.otel_read import (
+    SESSIONS,
+    USERS,
+    Request,
+    first,
+    kind_of,
+    requests_of,
+    spans_of,
+    text_of,
+)
 
 # %% ../../nbs/70_feedback/05_spans.ipynb #eecb1552
 _MODELS = ("gen_ai.request.model", "llm.model_name", "gen_ai.response.model")
-_SESSIONS = ("gen_ai.conversation.id", "session.id", "langfuse.session.id")
-_USERS = ("user.id", "enduser.id", "langfuse.user.id")
 _INPUT = ("gen_ai.usage.input_tokens", "gen_ai.usage.prompt_tokens", "llm.token_count.prompt")
 _OUTPUT = (
     "gen_ai.usage.output_tokens",
@@ -135,10 +142,11 @@ def _about(
     answering = first(calls[-1].attributes, ("gen_ai.response.model",))
     versions["model"] = None if answering == model else answering
     found = (_documents(one.attributes, one.where) for one in request.spans)
-    user = merged.get("user.hash") or hashed(first(merged, _USERS), user_key, left_out)
+    whose = merged if first(merged, USERS) is not None else request.above
+    user = whose.get("user.hash") or hashed(first(whose, USERS), user_key, left_out)
     return {
         "model": str(model or ""),
-        "session": str(first(merged, _SESSIONS) or ""),
+        "session": str(first(merged, SESSIONS) or first(request.above, SESSIONS) or ""),
         "user": str(user),
         "versions": {name: str(one)[:200] for name, one in versions.items() if one},
         "chunk_ids": list(dict.fromkeys(id for ids in found for id in ids)),

@@ -119,41 +119,6 @@ def _out_of_fold(
 CHOICES = (0.001, 0.003, 0.01, 0.03)
 
 
-def fit_head(
-    texts: Sequence[str],
-    labels: Sequence[Any],
-    groups: Sequence[Hashable] | None = None,
-    *,
-    name: str = "unsafe",
-    reader: Reader | None = None,
-    rate: float = 0.01,
-    seed: int = 0,
-) -> Head:
-    """Train a head. A label is 0 or 1, a category ("" for none), or several categories.
-
-    `name` is the overall label; `groups` keeps what belongs together on one side of the
-    cross-validation, each text by itself if None. The threshold lets `rate` of the unlabelled
-    texts through the cross-validation as false alarms. DataError names what is too little.
-    """
-    from threadpoolctl import threadpool_limits
-
-    reader = reader or default_reader()
-    names, y = _matrix(labels, name)
-    given = list(groups) if groups is not None else list(range(len(texts)))
-    _check(texts, names, y, given)
-    readings = reader.read_all(texts)
-    owner = np.repeat(np.arange(len(texts)), [len(reading.spans) for reading in readings])
-    codes = {group: code for code, group in enumerate(dict.fromkeys(given))}
-    units = np.array([codes[given[i]] for i in owner])
-    x = np.concatenate([reading.vectors for reading in readings])
-    with threadpool_limits(1):  # many small problems: threads would wait for each other
-        head, harmless = _solve(names, x, y[owner], units, seed)
-    edge = np.sort(harmless)[::-1][min(int(rate * len(harmless)), len(harmless) - 1)]
-    meta = {"rows": len(texts), "groups": len(codes), "seed": seed, **head.meta}
-    meta |= {"embedder": reader.embedder.name}
-    return replace(head, threshold=float(np.nextafter(edge, 1)), meta=meta)
-
-
 def _losses(raw: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Log-loss (n,) of Platt-scaled scores, which does not depend on their scale."""
     from llmops_kit.calibration import fit_platt
@@ -189,6 +154,41 @@ def _solve(
     blend = fit_platt(sums, y[:, 0])
     pair = np.array([blend.slope, blend.intercept], dtype=np.float32)
     return Head(names, table[:-1], table[-1], curve, pair, meta=meta), blend(sums[y[:, 0] == 0])
+
+# %% ../../nbs/50_guardrails/02_heads.ipynb #54a1ad6d
+def fit_head(
+    texts: Sequence[str],
+    labels: Sequence[Any],
+    groups: Sequence[Hashable] | None = None,
+    *,
+    name: str = "unsafe",
+    reader: Reader | None = None,
+    rate: float = 0.01,
+    seed: int = 0,
+) -> Head:
+    """Train a head. A label is 0 or 1, a category ("" for none), or several categories.
+
+    `name` is the overall label; `groups` keeps what belongs together on one side of the
+    cross-validation, each text by itself if None. The threshold lets `rate` of the unlabelled
+    texts through the cross-validation as false alarms. DataError names what is too little.
+    """
+    from threadpoolctl import threadpool_limits
+
+    reader = reader or default_reader()
+    names, y = _matrix(labels, name)
+    given = list(groups) if groups is not None else list(range(len(texts)))
+    _check(texts, names, y, given)
+    readings = reader.read_all(texts)
+    owner = np.repeat(np.arange(len(texts)), [len(reading.spans) for reading in readings])
+    codes = {group: code for code, group in enumerate(dict.fromkeys(given))}
+    units = np.array([codes[given[i]] for i in owner])
+    x = np.concatenate([reading.vectors for reading in readings])
+    with threadpool_limits(1):  # many small problems: threads would wait for each other
+        head, harmless = _solve(names, x, y[owner], units, seed)
+    edge = np.sort(harmless)[::-1][min(int(rate * len(harmless)), len(harmless) - 1)]
+    meta = {"rows": len(texts), "groups": len(codes), "seed": seed, **head.meta}
+    meta |= {"embedder": reader.embedder.name}
+    return replace(head, threshold=float(np.nextafter(edge, 1)), meta=meta)
 
 # %% ../../nbs/50_guardrails/02_heads.ipynb #d314086c
 def save_head(head: Head, path: str | os.PathLike[str]) -> Path:

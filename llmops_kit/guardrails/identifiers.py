@@ -125,7 +125,7 @@ class _National(NamedTuple):
     words: str
     alone: float = 0.0  # the score without a word beside it
 
-
+# %% ../../nbs/50_guardrails/01_identifiers.ipynb #b7625106
 _NATIONAL = [
     _National("US", "ITIN", "itin", r"9\d{2}([- ]?)\d{2}\1\d{4}", "itin|taxpayer"),
     _National("GB", "NHS number", "nhs", r"\d{3}([- ]?)\d{3}\1\d{4}", "nhs|patient"),
@@ -186,6 +186,10 @@ _NATIONAL = [
     _National("CH", "AHV number", "ssn", r"756[. ]?\d{4}[. ]?\d{4}[. ]?\d{2}", "ahv|avs|oasi", 0.8),
     _National("PT", "NIF", "nif", r"[1-35689]\d{2} ?\d{3} ?\d{3}", "nif|contribuinte"),
     _National("IE", "PPS number", "pps", r"\d{7}[A-W][ABHWTX]?", "pps|ppsn", 0.6),
+]
+
+# %% ../../nbs/50_guardrails/01_identifiers.ipynb #89536269
+_NATIONAL += [
     _National("IN", "Aadhaar", "aadhaar", r"[2-9]\d{3}([ -]?)\d{4}\1\d{4}", "aadhaar|uidai"),
     _National("IN", "PAN", "pan", r"[A-Z]{3}[ABCFGHJLPT][A-Z]\d{4}[A-Z]", "pan", 0.7),
     _National("BR", "CPF", "cpf", r"\d{3}\.\d{3}\.\d{3}-\d{2}|\d{11}", "cpf"),

@@ -102,7 +102,7 @@ class GuardSpec(Record):
         except Exception as error:
             raise DataError(f"{self.type} cannot be made of this: {error}.") from error
 
-
+# %% ../../nbs/50_guardrails/09_policy.ipynb #a491ef53
 @dataclass
 class Policy(Record):
     """Guards of both sides and what goes with them, as data; the fields are those of GuardedLLM.

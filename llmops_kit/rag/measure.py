@@ -10,6 +10,7 @@ __all__ = ['Place', 'METRICS', 'brings', 'dcg', 'ndcg', 'rank_scores', 'token_sc
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import log2
 from typing import Any, Protocol
 
@@ -151,7 +152,7 @@ class RetrievalReport:
         clusters = rows["document"] if self.by_document else None
         return mean(rows[metric], clusters=clusters, bounds=(0.0, 1.0))
 
-    @property
+    @cached_property
     def tokens_at_k(self) -> Estimate:
         """What a question costs: the mean tokens of its first k hits, clustered as the scores."""
         clusters = self.table["document"] if self.by_document else self.table.index

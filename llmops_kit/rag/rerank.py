@@ -22,7 +22,7 @@ from ..keyword import keywords
 from ..llm import LLM
 from .answer import Answer, RAGPipeline
 from .retrieve import Retriever
-from ..store import BlobStore
+from ..store import BlobStore, open_store
 from ..token_store import TokenStore, maxsim
 
 # %% ../../nbs/20_rag/04_rerank.ipynb #049eff3b
@@ -145,7 +145,9 @@ class RerankingRetriever:
         return self.reranker.rerank(query, pool, k)
 
 # %% ../../nbs/20_rag/04_rerank.ipynb #82b9dd21
-RERANKERS: dict[str, Callable[[], Reranker]] = {"late interaction": LateInteractionReranker}
+RERANKERS: dict[str, Callable[[], Reranker]] = {
+    "late interaction": lambda: LateInteractionReranker(store=open_store(None, "token_vectors"))
+}
 
 
 def rag_with_reranking(

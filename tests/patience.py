@@ -1,0 +1,40 @@
+"""Limits for what must not hang and must come: no slow or paused machine is near to either."""
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+
+@contextlib.contextmanager
+def bounded(seconds: float = 60) -> Iterator[None]:
+    """Break the block off after so many seconds of the processor, far more than it should take.
+
+    It is a guard against work that grows with the square of a text: give it a text so large that
+    such work would take minutes. Neither the load of the machine nor a pause counts.
+    """
+    late: list[str] = []
+
+    def stop(*_: Any) -> None:
+        late.append(f"not done after {seconds:g} s of the processor")
+        pytest.fail(late[0], pytrace=False)
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds, 5)  # again, should the code catch everything
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+    assert not late
+
+
+def eventually(fact: Callable[[], Any], seconds: float = 120) -> bool:
+    """Whether `fact` comes true in time; it is asked again and again."""
+    end = time.monotonic() + seconds
+    while not (true := bool(fact())) and time.monotonic() < end:
+        time.sleep(0.01)
+    return true

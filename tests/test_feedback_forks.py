@@ -1,0 +1,107 @@
+"""A process that is forked while its collector writes, as a server with preloaded workers does."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmops_kit.core import StoreError
+from llmops_kit.feedback.collector import FeedbackCollector
+from llmops_kit.feedback.feedback_store import FeedbackStore
+from llmops_kit.feedback.interactions import Interaction
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+
+
+def in_a_fork(child: Callable[[], object]) -> None:
+    """Run this in a forked process, which must end well within two minutes."""
+    process = os.fork()
+    if process == 0:
+        signal.alarm(120)
+        os._exit(0 if child() else 1)
+    assert os.waitpid(process, 0)[1] == 0
+
+
+def test_a_fork_waits_for_the_transaction_of_the_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FeedbackStore(tmp_path / "feedback.sqlite", timeout_s=10.0)
+    inside, forking = threading.Event(), threading.Event()
+
+    class Slow:
+        def write(self, records: Sequence[Any]) -> None:
+            with store.database.writing() as connection:
+                connection.exec_driver_sql("SELECT 1")
+                inside.set()
+                assert forking.wait(600)
+            store.write(records)
+
+    os.register_at_fork(before=forking.set)  # called before the collector's own
+    one = FeedbackCollector(Slow(), spill=tmp_path / "spill")
+    take = one._turn.take
+    monkeypatch.setattr(one._turn, "take", lambda: take(600))
+    one.log_interaction("parent", "p", "r")
+    assert inside.wait(60)
+
+    def child() -> bool:
+        one.log_interaction("child", "p", "r")
+        return one.flush() and one.counters.written == 1
+
+    in_a_fork(child)
+    assert one.flush()
+    assert {row.request_id for row in store.read(Interaction)} == {"parent", "child"}
+    assert one.close()
+
+
+def test_a_forked_worker_spills_and_reads_back(tmp_path: Path) -> None:
+    class Down:
+        def write(self, records: Sequence[Any]) -> None:
+            raise StoreError("down.")
+
+    one = FeedbackCollector(Down(), spill=tmp_path / "spill", retry_s=0.05)
+    one.log_interaction("parent", "p", "r")
+    assert one.flush()
+
+    def child() -> bool:
+        one.log_interaction("child", "p", "r")
+        return one.flush() and (one.counters.spilled, one.counters.lost) == (1, 0)
+
+    in_a_fork(child)
+    store = FeedbackStore(tmp_path / "feedback.sqlite")
+
+    def serving() -> bool:
+        one._keeper.store = store
+        one.log_interaction("served", "p", "r")
+        while one.spill.waits():
+            time.sleep(0.02)
+        return one.counters.recovered == 2
+
+    in_a_fork(serving)
+    assert {row.request_id for row in store.read(Interaction)} == {"parent", "child", "served"}
+    assert one.close()
+
+
+def test_a_fork_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside, go = threading.Event(), threading.Event()
+
+    class Stuck:
+        def write(self, records: Sequence[Any]) -> None:
+            inside.set()
+            assert go.wait(600)
+
+    one = FeedbackCollector(Stuck(), spill=tmp_path / "spill")
+    take = one._turn.take
+    monkeypatch.setattr(one._turn, "take", lambda: take(0.01))
+    one.log_interaction("parent", "p", "r")
+    assert inside.wait(60)
+    try:
+        in_a_fork(lambda: not one._turn.held and one._turn.lock.acquire(blocking=False))
+        assert not go.is_set()
+    finally:
+        go.set()
+    assert one.close()
