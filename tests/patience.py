@@ -1,6 +1,7 @@
 """Limits for what must not hang and must come: no slow or paused machine is near to either."""
 
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -38,3 +39,12 @@ def eventually(fact: Callable[[], Any], seconds: float = 120) -> bool:
     while not (true := bool(fact())) and time.monotonic() < end:
         time.sleep(0.01)
     return true
+
+
+def in_a_fork(child: Callable[[], object], seconds: int = 60) -> None:
+    """Run this in a forked process, which must come to something true well within the time."""
+    process = os.fork()
+    if process == 0:
+        signal.alarm(seconds)
+        os._exit(0 if child() else 1)
+    assert os.waitpid(process, 0)[1] == 0

@@ -11,12 +11,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from patience import eventually
+from patience import eventually, in_a_fork
 
 from llmops_kit.core import Completion, DataError, ProviderError, StoreError
 from llmops_kit.feedback.background import Background
@@ -311,15 +311,6 @@ def test_a_forked_worker_logs_on_its_own(tmp_path: Path) -> None:
     assert os.waitpid(child, 0)[1] == 0
     assert one.close()
     assert {row.request_id for row in store.read(Interaction)} == {"parent", "child"}
-
-
-def in_a_fork(child: Callable[[], object]) -> None:
-    """Run this in a forked process, which must end well within a minute."""
-    process = os.fork()
-    if process == 0:
-        signal.alarm(60)
-        os._exit(0 if child() else 1)
-    assert os.waitpid(process, 0)[1] == 0
 
 
 def test_a_fork_while_the_writer_holds_every_lock(tmp_path: Path) -> None:

@@ -1,14 +1,13 @@
 """A process that is forked while its collector writes, as a server with preloaded workers does."""
 
 import os
-import signal
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import eventually, in_a_fork
 
 from llmops_kit.core import StoreError
 from llmops_kit.feedback.collector import FeedbackCollector
@@ -16,15 +15,6 @@ from llmops_kit.feedback.feedback_store import FeedbackStore
 from llmops_kit.feedback.interactions import Interaction
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-
-
-def in_a_fork(child: Callable[[], object]) -> None:
-    """Run this in a forked process, which must end well within two minutes."""
-    process = os.fork()
-    if process == 0:
-        signal.alarm(120)
-        os._exit(0 if child() else 1)
-    assert os.waitpid(process, 0)[1] == 0
 
 
 def test_a_fork_waits_for_the_transaction_of_the_writer(
@@ -52,7 +42,7 @@ def test_a_fork_waits_for_the_transaction_of_the_writer(
         one.log_interaction("child", "p", "r")
         return one.flush() and one.counters.written == 1
 
-    in_a_fork(child)
+    in_a_fork(child, 120)
     assert one.flush()
     assert {row.request_id for row in store.read(Interaction)} == {"parent", "child"}
     assert one.close()
@@ -71,17 +61,16 @@ def test_a_forked_worker_spills_and_reads_back(tmp_path: Path) -> None:
         one.log_interaction("child", "p", "r")
         return one.flush() and (one.counters.spilled, one.counters.lost) == (1, 0)
 
-    in_a_fork(child)
+    in_a_fork(child, 120)
     store = FeedbackStore(tmp_path / "feedback.sqlite")
 
     def serving() -> bool:
         one._keeper.store = store
+        one._keeper.retry_at = 0.0  # however soon this is after the last try
         one.log_interaction("served", "p", "r")
-        while one.spill.waits():
-            time.sleep(0.02)
-        return one.counters.recovered == 2
+        return eventually(lambda: not one.spill.waits() and one.counters.recovered == 2, 100)
 
-    in_a_fork(serving)
+    in_a_fork(serving, 120)
     assert {row.request_id for row in store.read(Interaction)} == {"parent", "child", "served"}
     assert one.close()
 
@@ -100,7 +89,7 @@ def test_a_fork_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.Monke
     one.log_interaction("parent", "p", "r")
     assert inside.wait(60)
     try:
-        in_a_fork(lambda: not one._turn.held and one._turn.lock.acquire(blocking=False))
+        in_a_fork(lambda: not one._turn.held and one._turn.lock.acquire(blocking=False), 120)
         assert not go.is_set()
     finally:
         go.set()

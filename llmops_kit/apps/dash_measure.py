@@ -72,9 +72,9 @@ def measured(
     else:
         order = sorted(labels, key=lambda label: (-labels[label].requests, label))
         slices = {label: readings(labels[label], min_n) for label in order}
-    weeks = weeks_table(days if step == "day" else {}, span, min_n)
-    tables = steps_table(days, span, step, min_n), weeks if step == "day" else weeks.head(0)
-    parts = readings(whole, min_n), *tables, slices, whole.measures[0], whole.measures[2]
+    table = steps_table(days, span, step, min_n)
+    weeks = weeks_table(days, span, min_n) if step == "day" else table.head(0)
+    parts = readings(whole, min_n), table, weeks, slices, whole.measures[0], whole.measures[2]
     why = reads_rows(store, span, others, [by])
     note = f"{why} Rows were read for it." if why else ""
     return Measured(span, step, by, *parts, note, min_n)
