@@ -15,6 +15,7 @@ from .login import ACCOUNT_CSS, account_html, refused, signed_in
 from .pages import navigation
 from .panes import card, code_pane
 from .running import Working, served, status
+from .sending import send_every_update
 from .theme import FAVICON, NAV_CSS, PAGE_SX, THEME_CONFIG, escape, markup
 
 # %% ../../nbs/90_apps/01_shell.ipynb #95ed841f
@@ -42,6 +43,7 @@ class App(Working, pn.viewable.Viewer):
         return code_pane(pn.bind(lambda *_: self.reproduce(), *(self.param[n] for n in names)))
 
     def __panel__(self) -> pn.viewable.Viewable:
+        send_every_update()
         controls = self.controls()
         sides = [pn.Column(controls, width=300)] if controls else []
         main = pn.Column(status(self), self.main(), sizing_mode="stretch_width")
@@ -74,6 +76,7 @@ def page(app: App) -> Any:
     """The screen as a page under a server: navigation, side bar, dark mode."""
     import panel_material_ui as pmui
 
+    send_every_update()
     controls = app.controls()
     parts = heading(app), status(app, floating=True), app.main()
     inside = pn.Column(*parts, margin=(20, 28, 32, 28), sizing_mode="stretch_width")
