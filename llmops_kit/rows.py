@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,17 +79,23 @@ def json_rows(path: str | os.PathLike[str]) -> list[tuple[str, Any]]:
     return [(f"{source.name}, row {number}", row) for number, row in enumerate(rows)]
 
 # %% ../nbs/00_base/01_rows.ipynb #6c279d83
+def _place(where: str) -> str:
+    """The line or row of a place, as in "texts.csv, line 3, field 'cost'", or its last part."""
+    found = re.search(r"\b(?:line|row) [\d,]*\d", where)
+    return found.group() if found else where.rpartition(", ")[2]
+
+
 def _alike(faults: Sequence[DataError]) -> str:
     """A line for each thing that is wrong, with the places where it is wrong, too, under it."""
-    groups: dict[tuple[str, str], list[DataError]] = {}
+    groups: dict[tuple[str, str, str], list[DataError]] = {}
     for fault in faults:
-        groups.setdefault((fault.what, fault.next_step), []).append(fault)
+        around = fault.where.replace(_place(fault.where), "", 1)
+        groups.setdefault((fault.what, fault.next_step, around), []).append(fault)
     lines = []
     for first, *others in groups.values():
         lines.append(f"  {first}")
         if others:
-            places = ", ".join(one.where.rpartition(", ")[2] for one in others)
-            lines.append(f"    and so {places}")
+            lines.append(f"    and so {', '.join(_place(one.where) for one in others)}")
     return "\n".join(lines)
 
 

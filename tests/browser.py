@@ -194,12 +194,16 @@ def until(seen: Any, act: Callable[[], None], tries: int = 6, seconds: float = 5
     seen.wait_for()
 
 
-def holds(fact: Callable[[], bool], seconds: float = 120) -> bool:
-    """Whether `fact` comes true in time: for what changes on a page with no element to wait for."""
-    end = time.monotonic() + seconds
-    while not (true := fact()) and time.monotonic() < end:
-        time.sleep(0.1)
-    return true
+def in_sight(part: Any, inside: Any) -> bool:
+    """Whether a part begins above the end of what it is inside of, which scrolls."""
+    box = inside.bounding_box()
+    return part.bounding_box()["y"] < box["y"] + box["height"]
+
+
+def inks(texts: Any) -> list[int]:
+    """How light each of these texts of a chart is, from 0 to 255; 0 for one that has just gone."""
+    fill = "(getComputedStyle(n).fill.match(/\\d+/g) ?? [0]).slice(0, 3).map(Number)"
+    return texts.evaluate_all(f"all => all.map(n => Math.max(...{fill}))")
 
 
 def width(page: Any) -> int:

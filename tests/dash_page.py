@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from browser import ROOT, Server, free_port, process, settled, wait_for, watched, width
+from patience import eventually
 from tornado.httpclient import HTTPRequest
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
@@ -119,9 +120,10 @@ def shown_requests(page: Any, wanted: int) -> None:
 def fits(page: Any) -> None:
     """Once drawn, nothing reaches over the right edge, and no text of a card is cut."""
     steady(page)
-    assert width(page) <= 1280
+    assert eventually(lambda: width(page) <= 1280)
     cut = "all => all.filter(n => n.scrollWidth > n.clientWidth + 1).map(n => n.innerText)"
-    assert page.locator(".kpi, .kpi .top, .kpi .value, .kpi > .small").evaluate_all(cut) == []
+    texts = page.locator(".kpi, .kpi .top, .kpi .value, .kpi > .small")
+    assert eventually(lambda: texts.evaluate_all(cut) == []), texts.evaluate_all(cut)
 
 
 def fits_a_phone(page: Any, parts: str) -> None:
@@ -131,6 +133,7 @@ def fits_a_phone(page: Any, parts: str) -> None:
     steady(page)
     over = """all => all.filter(n => n.getBoundingClientRect().right > innerWidth - 28)
       .map(n => `${n.className} ${n.innerText}`)"""
-    assert page.locator(parts).evaluate_all(over) == []
+    some = page.locator(parts)
+    assert eventually(lambda: some.evaluate_all(over) == []), some.evaluate_all(over)
     page.set_viewport_size(desk)
     steady(page)

@@ -34,11 +34,14 @@ def bounded(seconds: float = 60) -> Iterator[None]:
 
 
 def eventually(fact: Callable[[], Any], seconds: float = 120) -> bool:
-    """Whether `fact` comes true in time; it is asked again and again."""
-    end = time.monotonic() + seconds
-    while not (true := bool(fact())) and time.monotonic() < end:
-        time.sleep(0.01)
-    return true
+    """Whether `fact` comes true in time; asked again and again, and once at the end."""
+    end, pause = time.monotonic() + seconds, 0.01
+    while time.monotonic() < end:
+        if fact():
+            return True
+        time.sleep(pause)
+        pause = min(2 * pause, 0.1)
+    return bool(fact())
 
 
 def in_a_fork(child: Callable[[], object], seconds: int = 60) -> None:

@@ -6,7 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Server, free_port, holds, process, serve, settled, shot, wait_for, watched
+from browser import (
+    Server,
+    free_port,
+    in_sight,
+    process,
+    serve,
+    settled,
+    shot,
+    until,
+    wait_for,
+    watched,
+)
+from patience import eventually
 
 from llmops_kit.apps.ask import EXAMPLES, AskHandbook
 from llmops_kit.apps.turns import Turn
@@ -71,7 +83,7 @@ def test_an_example_is_answered_and_its_citation_opens_the_passage(page: Any) ->
     shot(page, "ask-empty")
     page.locator(".chip").first.click()
     page.locator(".source").first.wait_for()
-    assert holds(lambda: "8,000 EUR" in page.locator(".answer").last.inner_text())
+    assert eventually(lambda: "8,000 EUR" in page.locator(".answer").last.inner_text())
     cite = page.locator(".cite").first
     assert "Team plan" in cite.get_attribute("title")
     cite.click()
@@ -81,11 +93,10 @@ def test_an_example_is_answered_and_its_citation_opens_the_passage(page: Any) ->
         page.get_by_text("Download the whole text").click()
     assert download.value.suggested_filename == "billing-plan-team.md.txt"
     assert "8,000 EUR" in Path(download.value.path()).read_text()
-    assert holds(lambda: "The highest cap on Team is 8,000 EUR." in mark.inner_text())
-    inside = page.locator(".passage").bounding_box()
-    assert holds(lambda: mark.bounding_box()["y"] < inside["y"] + inside["height"])
-    assert holds(lambda: "hybrid" in page.locator(".stages").inner_text())
-    assert holds(lambda: "RAGPipeline" in page.locator(".line code").inner_text())
+    assert eventually(lambda: "The highest cap on Team is 8,000 EUR." in mark.inner_text())
+    assert eventually(lambda: in_sight(mark, page.locator(".passage")))
+    assert eventually(lambda: "hybrid" in page.locator(".stages").inner_text())
+    assert eventually(lambda: "RAGPipeline" in page.locator(".line code").inner_text())
     shot(page, "ask-answer")
 
 
@@ -108,28 +119,31 @@ def test_an_answer_streams_and_can_be_stopped(browser: Any, tmp_path: Path) -> N
         page.locator(".chip").first.click()
         page.locator(".cite").first.wait_for()  # a citation can be clicked while the rest streams
         short = len(page.locator(".answer").inner_text())
-        assert holds(lambda: len(page.locator(".answer").inner_text()) > short)
-        place = page.locator(".cite").first.bounding_box()
-        page.mouse.move(place["x"] + place["width"] / 2, place["y"] + place["height"] / 2)
-        page.mouse.down()
-        short = len(page.locator(".answer").inner_text())
-        assert holds(lambda: len(page.locator(".answer").inner_text()) > short)
-        page.mouse.up()  # the answer was drawn again under the pressed button
-        page.locator(".passage mark").wait_for()
+        assert eventually(lambda: len(page.locator(".answer").inner_text()) > short)
+
+        def press() -> None:
+            page.locator(".cite").first.hover(force=True)
+            page.mouse.down()
+            short = len(page.locator(".answer").inner_text())
+            assert eventually(lambda: len(page.locator(".answer").inner_text()) > short)
+            page.mouse.up()  # the answer was drawn again under the pressed button
+
+        until(page.locator(".passage mark"), press)
 
         page.get_by_label("Stop").click()
         page.get_by_text("Stopped.", exact=True).wait_for()
-        settled(page)  # what was sent before the stop is drawn
         still = page.locator(".answer").inner_text()
-        page.wait_for_timeout(600)
-        assert page.locator(".answer").inner_text() == still
+        page.locator("textarea").first.fill("And now?")
+        page.keyboard.press("Enter")
+        assert eventually(lambda: len(page.locator(".answer").nth(1).inner_text()) > 300)
+        assert page.locator(".answer").first.inner_text() == still
         assert watch.faults() == []
 
 
 def test_an_unanswerable_question_gets_an_honest_answer(page: Any) -> None:
     answer = ask(page, EXAMPLES[2])
     assert answer.inner_text().strip() == "I don't know."
-    assert holds(lambda: page.locator(".source").count() == 5)
+    assert eventually(lambda: page.locator(".source").count() == 5)
     page.locator(".source").nth(1).click()
     page.locator(".passage mark").wait_for()
     shot(page, "ask-unknown")
@@ -140,8 +154,8 @@ def test_own_documents_are_asked_and_stay_text(page: Any) -> None:
     page.get_by_text("photo.exe: files of kind '.exe' are not read").wait_for()
     page.get_by_text("office.md", exact=True).first.wait_for()
     answer = ask(page, "Where is lunch served?")
-    assert holds(lambda: "canteen" in answer.inner_text())
-    assert page.locator(".chip").first.is_hidden()
+    assert eventually(lambda: "canteen" in answer.inner_text())
+    page.locator(".chip").first.wait_for(state="hidden")
     ask(page, "What is the office cat called?")
     page.locator(".source").last.click()
     mark = page.locator(".passage mark")
@@ -169,10 +183,10 @@ def test_one_session_does_not_see_the_documents_of_another(browser: Any, server:
 
 def test_a_hostile_question_is_text_and_a_new_conversation_is_empty(page: Any) -> None:
     ask(page, "<img src=x onerror='window.hacked=1'> [1] **bold** What is TW-X481?")
-    assert holds(lambda: "<img src=x" in page.locator(".asked").inner_text())
+    assert eventually(lambda: "<img src=x" in page.locator(".asked").inner_text())
     page.get_by_text("New conversation").click()
     page.locator(".asked").wait_for(state="detached")
-    assert page.locator(".answer").count() == 0
+    page.locator(".answer").wait_for(state="detached")
 
 
 def test_dark_mode_is_legible(browser: Any, server: Server) -> None:
@@ -182,12 +196,11 @@ def test_dark_mode_is_legible(browser: Any, server: Server) -> None:
         ask(page, EXAMPLES[0])
         page.locator(".passage mark").wait_for()
         shot(page, "ask-dark")
-        colours = page.locator(".answer p").first.evaluate(
-            "node => getComputedStyle(node).color.match(/\\d+/g).map(Number)"
-        )
-        assert min(colours[:3]) > 150
+        ink = "node => getComputedStyle(node).color.match(/\\d+/g).map(Number)"
+        text = page.locator(".answer p").first
+        assert eventually(lambda: min(text.evaluate(ink)[:3]) > 150)
         wide = "document.documentElement.scrollWidth - window.innerWidth"
-        assert holds(lambda: page.evaluate(wide) <= 0)
+        assert eventually(lambda: page.evaluate(wide) <= 0)
         assert watch.faults() == []
 
 

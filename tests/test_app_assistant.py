@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import ROOT, Server, free_port, holds, process, settled, shot, wait_for, watched, width
+from browser import ROOT, Server, free_port, process, settled, shot, wait_for, watched, width
 from dash_page import kept, opened, steady
 from patience import eventually
 
@@ -108,11 +108,11 @@ def ask(page: Any, question: str) -> Any:
 def test_ask_open_a_citation_thumb_down_and_correct(page: Any, served: Served) -> None:
     page.locator(".chip").first.click()
     page.locator(".acts").first.wait_for()
-    assert holds(lambda: "8,000 EUR" in page.locator(".answer").first.inner_text())
+    assert eventually(lambda: "8,000 EUR" in page.locator(".answer").first.inner_text())
     page.locator(".cite").first.click()
     mark = page.locator(".passage mark")
     mark.wait_for()
-    assert holds(lambda: "The highest cap on Team is 8,000 EUR." in mark.inner_text())
+    assert eventually(lambda: "The highest cap on Team is 8,000 EUR." in mark.inner_text())
     steady(page)
     shot(page, "assistant-answer")
 
@@ -155,11 +155,16 @@ def test_again_copy_rephrase_and_a_guard_that_blocks(page: Any, served: Served) 
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.get_by_role("button", name="Copy", exact=True).first.click()
     page.get_by_role("button", name="Copied").wait_for()
-    assert page.evaluate("navigator.clipboard.readText()").strip()
+    assert eventually(lambda: page.evaluate("navigator.clipboard.readText()").strip())
     page.get_by_role("button", name="Ask again").first.click()
     page.locator(".acts").nth(1).wait_for()
-    rows = list(served.store.read(Interaction, where={"tags.app": "assistant"}, newest=True))
-    again, before = [row for row in rows if row.prompt == first]
+
+    def asked() -> list[Interaction]:
+        rows = served.store.read(Interaction, where={"tags.app": "assistant"}, newest=True)
+        return [row for row in rows if row.prompt == first]
+
+    assert eventually(lambda: len(asked()) == 2)
+    again, before = asked()
     assert again.session == before.session
     page.locator(".answer p").nth(1).click(click_count=3)
     page.keyboard.press("Control+C")  # a marked piece of an answer was copied as well
@@ -179,7 +184,7 @@ def test_again_copy_rephrase_and_a_guard_that_blocks(page: Any, served: Served) 
     page.get_by_text("A guard stopped the question").wait_for()
     row, _ = served.waited(evil)
     assert row.blocked and row.finish_reason == "blocked"
-    assert holds(lambda: EVIL in page.locator(".asked").last.inner_text())
+    assert eventually(lambda: EVIL in page.locator(".asked").last.inner_text())
     with page.expect_download() as download:
         page.get_by_text("Export conversation.csv").click()
     table = list(csv.DictReader(Path(download.value.path()).read_text().splitlines()))
@@ -198,7 +203,7 @@ def test_an_answer_streams_is_stopped_and_is_text(browser: Any, served: Served) 
         page.keyboard.press("Enter")
         page.locator(".cite").first.wait_for()
         short = len(page.locator(".answer").inner_text())
-        assert holds(lambda: len(page.locator(".answer").inner_text()) > short, seconds=60)
+        assert eventually(lambda: len(page.locator(".answer").inner_text()) > short, seconds=60)
         assert page.locator(".acts").count() == 0
         page.get_by_label("Stop").click()
         page.get_by_text("You stopped this answer.").wait_for()
@@ -213,7 +218,7 @@ def test_an_answer_streams_is_stopped_and_is_text(browser: Any, served: Served) 
         served.waited("Does it go on?", lambda row, said: "thumbs_up" in said)
 
         ask(page, "Say something evil")
-        assert holds(lambda: EVIL in page.locator(".answer").last.inner_text())
+        assert eventually(lambda: EVIL in page.locator(".answer").last.inner_text())
         page.get_by_label("Bad answer").last.click()
         page.locator(".change, .muted", has_text="Edit the text").first.wait_for()
         assert page.evaluate("window.hacked") is None
@@ -236,7 +241,7 @@ def test_dark_mode_is_legible(browser: Any, served: Served) -> None:
         shot(page, "assistant-dark")
         ink = "n => getComputedStyle(n).color.match(/\\d+/g).slice(0, 3).map(Number)"
         for place in (".answer p", ".act", ".told", ".change", ".passage mark"):
-            assert min(page.locator(place).first.evaluate(ink)) > 120
+            assert eventually(lambda at=page.locator(place).first: min(at.evaluate(ink)) > 120)
         assert width(page) <= 1280
         assert watch.faults() == []
     assert served.server.faults() == []

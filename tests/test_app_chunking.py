@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Server, holds, hovered, serve, settled, shot, watched, width
+from browser import Server, hovered, serve, settled, shot, watched, width
+from patience import eventually
 
 from llmops_kit.rag.documents import handbook_documents
 
@@ -74,20 +75,22 @@ def test_dark_mode_goes_along(browser: Any, server: Server) -> None:
         page.wait_for_url("**/chunking?theme=dark")
         settled(page)
         ground = "getComputedStyle(document.body).backgroundColor"
-        assert page.evaluate(ground) == "rgb(14, 20, 24)"
+        assert eventually(lambda: page.evaluate(ground) == "rgb(14, 20, 24)")
         page.locator(".word").first.wait_for()
         shot(page, "chunking-dark")
         assert watch.faults() == []
 
 
 def test_effect_is_measured_without_a_click_and_the_table_leaves_as_csv(page: Any) -> None:
-    page.locator(".word").first.wait_for()
+    page.locator(".word").nth(2).wait_for()
     words = page.locator(".word").all_text_contents()
     assert len(words) == 3 and set(words) <= {"win", "lose", "tie", "not enough data"}
-    assert holds(lambda: "150 questions over 50 documents" in page.locator("caption").inner_text())
+    assert eventually(
+        lambda: "150 questions over 50 documents" in page.locator("caption").inner_text()
+    )
     page.set_viewport_size({"width": 1280, "height": 1400})
     shot(page, "chunking")
-    assert holds(lambda: width(page) <= 1280)  # nothing hangs over the edge
+    assert eventually(lambda: width(page) <= 1280)  # nothing hangs over the edge
     with page.expect_download() as download:
         page.get_by_text("Export chunks.csv").click()
     rows = list(csv.DictReader(Path(download.value.path()).read_text().splitlines()))
@@ -101,11 +104,12 @@ def test_a_slider_cuts_anew(page: Any) -> None:
     for _ in range(5):
         page.keyboard.press("ArrowLeft")  # a step is 8 tokens
     page.locator("code", has_text="('fixed', 160, 0)").wait_for()
-    assert head(page).inner_text() != before
-    assert holds(lambda: "recursive" in head(page, "B").inner_text())
+    assert eventually(lambda: head(page).inner_text() != before)
+    assert eventually(lambda: "recursive" in head(page, "B").inner_text())
 
 
 def test_a_third_setting(page: Any) -> None:
+    head(page, "B").wait_for()
     assert not head(page, "C").is_visible()
     page.get_by_label("Compare a third setting").click()
     head(page, "C").wait_for()
@@ -117,14 +121,15 @@ def test_a_third_setting(page: Any) -> None:
 def test_an_uploaded_document_is_text(page: Any) -> None:
     upload(page, 0, "hostile.md", HOSTILE)
     page.get_by_text("hostile.md · ").wait_for()
-    shown = page.locator(".text").first.text_content()
-    assert shown == HOSTILE.rstrip("\n") or shown == HOSTILE
+    wanted = HOSTILE.strip("\n")
+    assert eventually(lambda: page.locator(".text").first.text_content().rstrip("\n") == wanted)
     assert page.evaluate("window.hacked") is None
     page.get_by_text("Add a file of questions").wait_for()
     row = '{"question": "How soon?", "answer": "14 days", "doc": "hostile.md", '
     upload(page, 1, "own.jsonl", row + '"quote": "A refund is paid within 14 days."}\n')
     page.get_by_text("1 passage answers known questions").wait_for()
-    assert page.locator(".text .g").first.text_content() == "A refund is paid within 14 days."
+    gold = page.locator(".text .g").first
+    assert eventually(lambda: gold.text_content() == "A refund is paid within 14 days.")
     page.locator(".word", has_text="not enough data").first.wait_for()
 
 
@@ -164,16 +169,16 @@ def test_wrong_questions_give_a_sentence(page: Any) -> None:
 
 def test_sliders_cut_10_000_words_anew(page: Any) -> None:
     text = "\n\n".join(document.text for document in handbook_documents())
-    words = text.split(" ")
-    upload(page, 0, "long.md", " ".join(words[:9_600]))
+    short = head(page).inner_text()
+    upload(page, 0, "long.md", " ".join(text.split(" ")[:9_600]))
     page.get_by_text("long.md · 10,").wait_for()
-    settled(page)
+    assert eventually(lambda: head(page).inner_text() != short)
     chunks = head(page).inner_text()
     for step in (1, 2):
         page.get_by_role("slider").first.focus()
         page.keyboard.press("ArrowRight")
         page.locator("code", has_text=f"('fixed', {200 + 8 * step}, 0)").wait_for()
-    assert holds(lambda: head(page).inner_text() != chunks)
+    assert eventually(lambda: head(page).inner_text() != chunks)
 
 
 def choose_semantic(page: Any, nth: int = 0) -> None:
@@ -186,14 +191,15 @@ def choose_semantic(page: Any, nth: int = 0) -> None:
 
 
 def test_a_semantic_setting_shows_its_curve(page: Any) -> None:
+    page.get_by_text("Overlap in tokens").first.wait_for()
     assert not page.get_by_text("Least alike, always cut").first.is_visible()
     page.set_viewport_size({"width": 1280, "height": 1400})
     choose_semantic(page)
-    assert holds(lambda: "semantic" in head(page).inner_text())
+    assert eventually(lambda: "semantic" in head(page).inner_text())
     plot = page.locator(".js-plotly-plot:visible").first
     dots = plot.locator(".scatterlayer .trace").nth(1).locator(".point")
     chunks = int(head(page).inner_text().split(" chunk")[0].split()[-1])
-    assert holds(lambda: dots.count() == chunks - 1)
+    assert eventually(lambda: dots.count() == chunks - 1)
     said = page.locator(".hovertext").first
     hovered(dots.first, said)
     assert "cosine" in said.text_content() and "break" in said.text_content()
@@ -204,8 +210,8 @@ def test_a_semantic_setting_shows_its_curve(page: Any) -> None:
         page.keyboard.press("ArrowRight")
     page.locator("code", has_text="('semantic', 200, 0, 25)").wait_for()
     settled(page)
-    assert holds(lambda: dots.count() > chunks - 1)
-    assert holds(lambda: width(page) <= 1280)
+    assert eventually(lambda: dots.count() > chunks - 1)
+    assert eventually(lambda: width(page) <= 1280)
 
 
 def test_the_curve_in_dark_mode_and_hostile_text(browser: Any, server: Server) -> None:
@@ -229,12 +235,13 @@ def test_a_semantic_slider_cuts_10_000_words_anew(page: Any) -> None:
     upload(page, 0, "long.md", " ".join(text.split(" ")[:9_600]))
     page.get_by_text("long.md · 10,").wait_for()
     choose_semantic(page)
+    assert eventually(lambda: "semantic" in head(page).inner_text())
     chunks = head(page).inner_text()
     for step in (1, 2):
         page.get_by_role("slider").nth(2).focus()
         page.keyboard.press("ArrowRight")
         page.locator("code", has_text=f"('semantic', 200, 0, {5 + step})").wait_for()
-    assert holds(lambda: head(page).inner_text() != chunks)
+    assert eventually(lambda: head(page).inner_text() != chunks)
 
 
 def test_two_sessions_at_once(browser: Any, server: Server) -> None:
@@ -245,7 +252,10 @@ def test_two_sessions_at_once(browser: Any, server: Server) -> None:
         settled(two)
         upload(one, 0, "one.md", "# One\n\nOnly in the first session.")
         one.get_by_text("one.md · ").wait_for()
-        two.wait_for_timeout(300)
-        assert holds(lambda: "invoices-and-payment" in two.locator("h2 + p").first.inner_text())
+        two.get_by_label("Compare a third setting").click()
+        head(two, "C").wait_for()
+        assert eventually(
+            lambda: "invoices-and-payment" in two.locator("h2 + p").first.inner_text()
+        )
         assert first.faults() == [] and second.faults() == []
     assert server.faults() == []

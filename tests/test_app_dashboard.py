@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from browser import Server, free_port, holds, process, settled, shot, wait_for
+from browser import Server, free_port, inks, process, settled, shot, wait_for
 from dash_page import (
     card_of,
     connected,
@@ -23,6 +23,7 @@ from dash_page import (
     flawless,
     in_address,
     opened,
+    pulled,
     shown_requests,
     steady,
 )
@@ -102,8 +103,8 @@ def test_it_starts_on_the_sample(
     page: Any, server: Server, stores: dict[str, FeedbackStore]
 ) -> None:
     opened(page, server, query="?window=14d")
-    assert holds(lambda: page.locator(".kpi").count() == 8)
-    assert holds(lambda: page.locator(".chip").count() >= 7)
+    assert eventually(lambda: page.locator(".kpi").count() == 8)
+    assert eventually(lambda: page.locator(".chip").count() >= 7)
     page.locator(".synthetic").first.wait_for()
     page.get_by_text(stores["feedback"].shown).first.wait_for()
     page.locator(".js-plotly-plot .scatterlayer path").first.wait_for()
@@ -149,7 +150,7 @@ def test_filters_of_the_address_and_of_a_press(
     page.locator("tr.on", has_text="billing").wait_for()
     in_address(page, "topic", "billing")
     in_address(page, "theme", "light")
-    link = page.url
+    link = page.evaluate("location.href")
     row.click()
     shown_requests(page, base)
     page.get_by_role("button", name="Clear").click()
@@ -175,7 +176,7 @@ def test_an_empty_store_says_how_to_fill_it(
     exec(shown)  # noqa: S102 - what the page tells its reader to run
     shown_requests(page, 1)  # by itself: the page looks for news every second
     page.locator(".chip", has_text="not enough data").nth(6).wait_for()
-    assert holds(lambda: page.locator(".chip", has_text="not enough data").count() == 7)
+    assert eventually(lambda: page.locator(".chip", has_text="not enough data").count() == 7)
     page.get_by_text("0 known, 30 are needed").first.wait_for()
     fits(page)
     shot(page, "feedback-one")
@@ -191,9 +192,9 @@ def test_hostile_names_are_text_and_dark_mode_is_legible(page: Any, server: Serv
     shot(page, "feedback-dark")
     ink = "n => getComputedStyle(n).color.match(/\\d+/g).slice(0, 3).map(Number)"
     for place in (".kpi .value b", ".kpi .name", ".slices td b", ".chip", ".events b", "h2"):
-        assert max(page.locator(place).first.evaluate(ink)) > 140, place
-    fill = "n => getComputedStyle(n).fill.match(/\\d+/g).slice(0, 3).map(Number)"
-    assert max(page.locator(".js-plotly-plot .ytick text").first.evaluate(fill)) > 140
+        assert eventually(lambda at=page.locator(place).first: max(at.evaluate(ink)) > 140), place
+    ticks = page.locator(".js-plotly-plot .ytick text")
+    assert eventually(lambda: inks(ticks) and min(inks(ticks)) > 140)
     page.get_by_role("combobox", name="Model").click()
     page.get_by_role("option").or_(page.get_by_role("menuitem")).nth(1).wait_for()
     page.keyboard.press("Escape")
@@ -226,7 +227,10 @@ Counted({!r}, every=1).servable()
 
 
 def test_a_tab_that_was_closed_asks_for_nothing_more(tmp_path: Path) -> None:
-    """Its session lives on for some seconds, in case the reader comes back, and then it is gone."""
+    """Its session lives on for some seconds, in case the reader comes back, and then it is gone.
+
+    Who comes later gets a new one, whose styles come from the server as well.
+    """
     (tmp_path / "counted.py").write_text(COUNTED.format(str(tmp_path / "feedback.db")))
     looks, gone, log, port = *(tmp_path / n for n in ("looks.txt", "gone.txt", "log")), free_port()
     command = [sys.executable, "-m", "panel", "serve", "counted.py", "--port", str(port)]
@@ -239,18 +243,19 @@ def test_a_tab_that_was_closed_asks_for_nothing_more(tmp_path: Path) -> None:
     def until(done: Any) -> None:
         assert eventually(done), seen()
 
-    async def visit(page: str) -> list[str]:
+    async def visit(page: str) -> tuple[list[str], str]:
         token = re.search(r'"token":"([^"]+)"', page)
         assert token
         async with connected(url, "", token.group(1)):
             await asyncio.to_thread(until, lambda: seen().count("True") > 1)
         await asyncio.to_thread(until, lambda: seen()[-1] == "False")
         await asyncio.to_thread(until, gone.exists)
-        return seen()
+        return seen(), await pulled(url, "", token.group(1))
 
     with process(command, log, tmp_path) as running:
         wait_for(f"http://localhost:{port}/static/js/bokeh.min.js", running, log)
-        found = run_sync(visit(urllib.request.urlopen(url).read().decode()))
+        found, late = run_sync(visit(urllib.request.urlopen(url).read().decode()))
+    assert "static/extensions/panel" in late and "cdn.holoviz.org" not in late
     closed = max(i for i, one in enumerate(found) if one == "True")
     assert set(found[closed + 1 :]) == {"False"}
 

@@ -107,6 +107,7 @@ def test_the_cards_are_equal_and_the_assistant_writes(
         for slug in ("sqlite", "feedback"):
             opened(page, server, slug, WINDOW)
             shown_requests(page, n)
+            page.locator(".kpi").nth(7).wait_for()
             steady(page)
             cards[slug] = page.locator(".kpi").all_inner_texts()
         assert cards["sqlite"] == cards["feedback"] and len(cards["sqlite"]) == 8

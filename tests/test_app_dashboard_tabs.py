@@ -12,6 +12,7 @@ from browser import Server, settled, shot, width
 from dash_page import dashboards, fits_a_phone, flawless, in_address, opened, steady
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from patience import eventually
 
 from llmops_kit.apps.dash_rules import targets_text
 from llmops_kit.apps.dash_said import Opened, open_request
@@ -420,9 +421,10 @@ def test_from_a_failure_to_its_request_and_a_link(page: Any, server: Server) -> 
     shot(page, "tab-failures")
     page.locator(".group .example").first.click()
     page.locator(".one h2 code").wait_for()
-    page.wait_for_function("new URL(location).searchParams.get('request')")
     shown = page.locator(".one h2 code").inner_text()
-    link = page.url
+    in_address(page, "request", shown)
+    in_address(page, "tab", "interactions")
+    link = page.evaluate("location.href")
     page.locator("tr[data-source]").first.wait_for()
     shot(page, "tab-interactions")
     page.get_by_role("combobox", name="Show").click()
@@ -454,7 +456,7 @@ def test_rules_are_edited_and_tested(page: Any, server: Server) -> None:
     area.fill("targets:\n  - {metric: latency_p50, target: 9000, alert: 9900}\n")
     page.get_by_role("button", name="Apply").click()
     page.get_by_text("Run it to see").wait_for()
-    assert page.get_by_role("alert").count() == 0
+    page.get_by_role("alert").wait_for(state="detached")
     rules = server.log.parent / "rules.yaml"
     page.get_by_role("button", name="Save").click()
     page.get_by_text("Saved in").wait_for()
@@ -490,12 +492,12 @@ def test_hostile_rows_in_dark_mode(page: Any, server: Server) -> None:
         page.locator(".one h2 code", has_text=f"request {name}").wait_for()
     shot(page, "tab-interactions-dark")
     for place in (".one h2", ".facts div", ".stored", ".tag.bad", "td"):
-        assert page.locator(place).first.evaluate(INK) > 140, place
+        assert eventually(lambda at=page.locator(place).first: at.evaluate(INK) > 140), place
     for name, place in (("Failures", ".group h3"), ("Alerts", ".chip"), ("Corrections", ".tag")):
         page.get_by_role("tab", name=name, exact=True).click()
         page.locator(place).first.wait_for()
         steady(page)
-        assert page.locator(place).first.evaluate(INK) > 140, place
+        assert eventually(lambda at=page.locator(place).first: at.evaluate(INK) > 140), place
         assert width(page) <= 1280
         shot(page, f"tab-{name.lower()}-dark")
         fits_a_phone(page, ".list td > div, .list .chip, .group p, .group .side, .example, .tag")

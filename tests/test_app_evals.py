@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Server, holds, serve, settled, shot, watched, width
+from browser import Server, serve, settled, shot, watched, width
+from patience import eventually
 
 from llmops_kit.apps.eval_cases import pair_cases, word_diff
 from llmops_kit.apps.eval_reports import EvalReports
@@ -107,36 +108,34 @@ def count(page: Any, words: str) -> None:
 
 @pytest.mark.needs("chromium")
 def test_it_starts_on_two_runs_of_its_own(page: Any) -> None:
-    assert holds(lambda: page.locator(".runs .pick.on").count() == 2)
+    assert eventually(lambda: page.locator(".runs .pick.on").count() == 2)
     page.get_by_text("Two versions without a language model").wait_for()
-    assert holds(lambda: page.locator(".js-plotly-plot .errorbars path").count() >= 3)
+    assert eventually(lambda: page.locator(".js-plotly-plot .errorbars path").count() >= 3)
     rows(page).first.locator("button").click()
     page.get_by_text("A → B, word by word").wait_for()
     page.set_viewport_size({"width": 1280, "height": 2600})
     shot(page, "evals")
-    assert holds(lambda: width(page) <= 1280)
+    assert eventually(lambda: width(page) <= 1280)
 
 
 @pytest.mark.needs("chromium")
 def test_a_folder_with_damaged_runs_and_hostile_text(page: Any, folder: Path) -> None:
     at(page, folder)
-    boxes = page.locator(".box").all_inner_texts()
-    assert len(boxes) == 2
-    assert any("damaged" in text for text in boxes) and any("killed" in text for text in boxes)
-    assert holds(lambda: page.locator(".runs tbody tr, .runs table > tr").count() >= 2)
+    for name in ("damaged", "killed"):
+        page.locator(".box", has_text=name).wait_for()
+    assert page.locator(".box").count() == 2
+    assert eventually(lambda: page.locator(".runs tbody tr, .runs table > tr").count() >= 2)
     a, b = load_report(folder / "a-first"), load_report(folder / "b-second")
     verdicts = [row.verdict for row in compare(a, b).rows]
-    shown = page.locator("table", has_text="p (Holm)").inner_text()
-    assert all(verdict in shown for verdict in verdicts)
+    table = page.locator("table", has_text="p (Holm)")
+    assert eventually(lambda: all(verdict in table.inner_text() for verdict in verdicts))
     count(page, "13 of 40 cases")
     choose(page, "Show", "regressions")
     count(page, "8 of 40 cases")  # 7 lower by one, and the one that broke
-    first = rows(page).first.inner_text()
-    assert "broke" in first and "1 → –" in first  # what was lost comes first
-    kinds = {
-        text.split("\n")[-1] for text in page.locator(".cases td:nth-child(3)").all_inner_texts()
-    }
-    assert kinds == {"worse"}
+    first = rows(page).first.filter(has_text="1 → –")
+    first.filter(has_text="broke").wait_for()  # what was lost comes first
+    kinds = page.locator(".cases td:nth-child(3) .muted")
+    assert eventually(lambda: {*kinds.all_inner_texts()} == {"worse"})
     choose(page, "Show", "improvements")
     count(page, "5 of 40 cases")
     choose(page, "Show", "failed")
@@ -156,7 +155,7 @@ def test_a_folder_with_damaged_runs_and_hostile_text(page: Any, folder: Path) ->
     rows(page).first.locator("button").click()
     full = page.locator(".full")
     full.wait_for()
-    assert holds(lambda: EVIL in full.inner_text())  # as text
+    assert eventually(lambda: EVIL in full.inner_text())  # as text
     page.locator("h2", has_text="c-23 #0").wait_for()
     page.locator(".text", has_text="unit: Says units. <script>").wait_for()
     with page.expect_download() as download:
@@ -189,6 +188,7 @@ def test_a_run_of_ones_own(page: Any, folder: Path) -> None:
     files.set_input_files([str(folder / "a-first" / n) for n in ("report.json", "results.jsonl")])
     page.locator(".runs td", has_text="upload: v1").wait_for()
     page.locator(".runs tr", has_text="upload: v1").locator(".pick.on").wait_for()
+    page.get_by_role("alert").wait_for(state="detached")
     bad = [(n, (folder / "damaged" / n).read_bytes()) for n in ("report.json", "results.jsonl")]
     files.set_input_files([{"name": n, "mimeType": "x/y", "buffer": raw} for n, raw in bad])
     said = page.get_by_role("alert").inner_text()
@@ -204,10 +204,10 @@ def test_dark_mode_is_legible(browser: Any, server: Server) -> None:
         shot(page, "evals-dark")
         ink = "n => getComputedStyle(n).color.match(/\\d+/g).slice(0, 3).map(Number)"
         for place in (".text", ".cases td", ".runs b", ".down"):
-            assert holds(lambda at=page.locator(place).first: max(at.evaluate(ink)) > 140)
+            assert eventually(lambda at=page.locator(place).first: max(at.evaluate(ink)) > 140)
         fill = "n => getComputedStyle(n).fill.match(/\\d+/g).map(Number)"
         tick = page.locator(".ytick text").first
-        assert holds(lambda: max(tick.evaluate(fill)[:3]) > 140)
+        assert eventually(lambda: max(tick.evaluate(fill)[:3]) > 140)
         assert watch.faults() == []
     assert server.faults() == []
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Server, holds, serve, settled, shot, watched, width
+from browser import Server, serve, settled, shot, watched, width
+from patience import eventually
 
 from llmops_kit.apps.guard_demo import BEHAVIOURS, GOOD, SAMPLES, demo_llm
 from llmops_kit.apps.guard_findings import findings_html, marked, visible
@@ -80,7 +81,7 @@ def test_dark_mode_is_legible(browser: Any, server: Server) -> None:
         shot(page, "guardrails-dark")
         ink = "n => getComputedStyle(n).color.match(/\\d+/g).slice(0, 3).map(Number)"
         for place in ("mark", ".finds td", "h2", ".act"):
-            assert holds(lambda at=page.locator(place).first: max(at.evaluate(ink)) > 140)
+            assert eventually(lambda at=page.locator(place).first: max(at.evaluate(ink)) > 140)
         for name, place in (
             ("Thresholds", ".js-plotly-plot .errorbars path"),
             ("Chain", "ol.steps .end"),
@@ -89,7 +90,7 @@ def test_dark_mode_is_legible(browser: Any, server: Server) -> None:
             tab(page, name)
             page.locator(place).first.wait_for()
             shot(page, f"guardrails-dark-{name.lower()}")
-        assert holds(lambda: max(page.locator("pre").first.evaluate(ink)) > 140)
+        assert eventually(lambda: max(page.locator("pre").first.evaluate(ink)) > 140)
         assert watch.faults() == []
     assert server.faults() == []
 
@@ -100,13 +101,13 @@ def test_it_starts_with_findings_and_hostile_text_is_text(page: Any) -> None:
     page.get_by_text("Goes on, redacted because of pii").wait_for()
     page.locator(".js-plotly-plot .bars path").first.wait_for()
     assert "pii: email" in page.locator("mark").first.get_attribute("title")
-    assert holds(lambda: width(page) <= 1280)
+    assert eventually(lambda: width(page) <= 1280)
     shot(page, "guardrails")
     box = page.locator("textarea:visible").first
     for text in (HOSTILE["markup"], HOSTILE["direction"], "\x07\u200b ann.lee@example.org"):
         box.fill(text)
-        page.locator(".checked", has_text=visible(text)[:12].strip()).first.wait_for()
-        page.locator("mark", has_text="ann.lee@example.org").first.wait_for()
+        checked = page.locator(".checked", has_text=visible(text)[:12].strip())
+        checked.locator("mark", has_text="ann.lee@example.org").first.wait_for()
     box.fill("ann.lee@example.org " + "x" * 300_000)
     page.get_by_text("more characters are checked and not drawn").first.wait_for()
     choose(page, "Sample", "a harmless question")
@@ -114,6 +115,10 @@ def test_it_starts_with_findings_and_hostile_text_is_text(page: Any) -> None:
     with page.expect_download() as download:
         page.get_by_text("Export findings.csv").click()
     assert Path(download.value.path()).read_text().startswith("guard,kind,start,end,words")
+
+
+def percent(words: str) -> float:
+    return float(words.split(" %")[0])
 
 
 @pytest.mark.needs("chromium")
@@ -129,14 +134,7 @@ def test_the_slider_moves_the_operating_point(page: Any) -> None:
     slider = page.locator("input[type=range]:visible").last
     slider.focus()
     slider.press("End")
-    page.wait_for_function(
-        "before => [...document.querySelectorAll('*')].some(function deep(n) {"
-        " if (n.matches?.('td b') && n.innerText.includes('n = ') && n.innerText !== before"
-        "     && n.closest('tr').innerText.startsWith('recall')) return true;"
-        " return [...(n.shadowRoot?.querySelectorAll('*') ?? [])].some(deep) })",
-        arg=before,
-    )
-    assert float(cell.inner_text().split(" %")[0]) < float(before.split(" %")[0])
+    assert eventually(lambda: percent(cell.inner_text()) < percent(before))
     choose(page, "False alarms at most", "0.1 %")
     page.get_by_text("Not enough data").wait_for()
     tab(page, "Policy")
@@ -165,7 +163,7 @@ def test_a_file_in_batch(page: Any) -> None:
     assert len(table) == 31 and table[30]["text"] == "'=1+1" and EVIL in table[0]["text"]
     assert {row["action"] for row in table[:30]} == {"redact"}
     give(page, 0, "cat.png", b"\x89PNG\xff\x00")
-    assert holds(lambda: "cat.png" in page.get_by_role("alert").inner_text())
+    assert eventually(lambda: "cat.png" in page.get_by_role("alert").inner_text())
 
 
 @pytest.mark.needs("chromium")
@@ -182,10 +180,11 @@ def test_chain_and_policy(page: Any) -> None:
     path = Path(download.value.path())
     policy = read_policy(path.read_bytes())
     assert policy == read_policy(raw)
-    assert policy.hash in page.locator(".line code", has_text="load_policy").inner_text()
+    page.locator(".line code", has_text="load_policy").filter(has_text=policy.hash).wait_for()
     tab(page, "Chain")
     page.locator("ol.steps h3", has_text="Sent back to the model").wait_for()
-    assert page.locator("ol.steps .end .checked").inner_text().strip() == GOOD
+    end = page.locator("ol.steps .end .checked")
+    assert eventually(lambda: end.inner_text().strip() == GOOD)
     page.get_by_role("button", name="Stream").click()
     page.locator(".checked", has_text="My instructions say").first.wait_for()
     page.locator(".checked", has_text="asked again").wait_for()

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Server, holds, hovered, serve, settled, shot, until, watched, width
+from browser import Server, hovered, inks, serve, settled, shot, until, watched, width
+from patience import eventually
 
 from llmops_kit.apps.bias_judges import BOTH, SIMULATED
 from llmops_kit.apps.bias_state import LLMBAR, MINE, SAMPLE
@@ -75,12 +76,11 @@ def give(page: Any, name: str, raw: bytes) -> None:
 
 @pytest.mark.needs("chromium")
 def test_it_starts_with_the_sample_and_a_click_shows_the_pair(page: Any) -> None:
-    first, second = judges(page).all_inner_texts()
-    assert "simulated-first" in first and "leans to the first place" in first
-    assert "simulated-long" in second and "leans to the longer answer" in second
+    for name, lean in (("simulated-first", "first place"), ("simulated-long", "longer answer")):
+        judges(page).filter(has_text=name).filter(has_text=f"leans to the {lean}").wait_for()
     page.locator(".js-plotly-plot").nth(5).wait_for()
-    assert page.get_by_text("Both judges are dice").is_visible()
-    assert holds(lambda: width(page) <= 1280)
+    page.get_by_text("Both judges are dice").wait_for()
+    assert eventually(lambda: width(page) <= 1280)
     page.set_viewport_size({"width": 1280, "height": 2300})
     shot(page, "judges")
     page.locator(".group", has_text="not as people").wait_for()
@@ -88,12 +88,12 @@ def test_it_starts_with_the_sample_and_a_click_shows_the_pair(page: Any) -> None
     group = page.locator(".group", has_text="simulated-long · dials: all pairs (60 pairs)")
     until(group, lambda: point.click(force=True))
     rows = page.locator(".pairs tr[data-source]")
-    assert holds(lambda: rows.count() == 60)
+    assert eventually(lambda: rows.count() == 60)
     asked = rows.nth(3).locator("button").inner_text()
     rows.nth(3).locator("button").click()
     page.locator(".question", has_text=asked[:40]).wait_for()
-    assert holds(lambda: page.locator(".said tbody tr, .said tr:has(.judge)").count() == 4)
-    assert holds(lambda: page.locator(".answers .gold").count() == 1)
+    assert eventually(lambda: page.locator(".said tbody tr, .said tr:has(.judge)").count() == 4)
+    assert eventually(lambda: page.locator(".answers .gold").count() == 1)
     judges(page).first.locator("button").click()
     page.locator(".group", has_text="simulated-first · dials: all pairs").wait_for()
 
@@ -103,14 +103,14 @@ def test_a_dial_and_a_mitigation_change_the_findings(page: Any) -> None:
     page.get_by_label(SIMULATED).check()
     judges(page).nth(2).wait_for()
     third = judges(page).nth(2)
-    assert holds(lambda: "no lean shown" in third.inner_text())
+    assert eventually(lambda: "no lean shown" in third.inner_text())
     for _ in range(12):
         page.get_by_role("slider").nth(1).press("ArrowRight")  # first place
     code(page, "first=3").wait_for()
     third.get_by_text("leans to the first place").wait_for()
     page.get_by_label(BOTH).check()
     judges(page).nth(5).wait_for()
-    assert "100 %" in judges(page).nth(5).inner_text()  # consistent now, by construction
+    judges(page).nth(5).filter(has_text="100 %").wait_for()  # consistent now, by construction
     labels = page.get_by_role("slider").last
     labels.press("ArrowRight")
     code(page, "labels=35").wait_for()
@@ -123,7 +123,7 @@ def test_an_uploaded_run_is_text_and_bad_rows_are_named(page: Any) -> None:
     box.wait_for()
     assert "line 29" in box.inner_text() and "/tmp" not in box.inner_text()
     judges(page).first.get_by_text("onerror").first.wait_for()
-    assert holds(lambda: judges(page).count() == 1)
+    assert eventually(lambda: judges(page).count() == 1)
     page.locator(".question", has_text="<script>window.hacked=1</script>").wait_for()
     page.set_viewport_size({"width": 1280, "height": 2300})
     hovered(
@@ -155,17 +155,14 @@ def test_dark_mode_is_legible_and_sessions_are_apart(browser: Any, server: Serve
             judges(opened).nth(1).wait_for()
         give(light, "mine.jsonl", FILE)
         light.locator(".question", has_text="onerror").wait_for()
-        assert holds(lambda: judges(dark).count() == 2)
+        dark.get_by_label(SIMULATED).check()
+        judges(dark).nth(2).wait_for()  # drawn anew, and from its own pairs
+        judges(dark).filter(has_text="simulated-long").wait_for()
+        assert judges(dark).count() == 3
         dark.set_viewport_size({"width": 1280, "height": 2300})
         shot(dark, "judges-dark")
-        ink = "node => getComputedStyle(node).fill.match(/\\d+/g).map(Number)"
         labels = dark.locator(".js-plotly-plot .xtick text")
-        assert holds(
-            lambda: (
-                labels.count() >= 10
-                and all(max(label.evaluate(ink)[:3]) > 140 for label in labels.all())
-            )
-        )
+        assert eventually(lambda: len(inks(labels)) >= 10 and min(inks(labels)) > 140)
         assert one.faults() == [] and two.faults() == []
     assert server.faults() == []
 

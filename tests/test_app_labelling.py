@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Server, holds, serve, settled, shot, watched, width
+from browser import Server, serve, settled, shot, watched, width
+from patience import eventually
 
 from llmops_kit.apps.label_state import labels_file, press, sample_pairs
 from llmops_kit.apps.labelling import Labelling
@@ -21,6 +22,9 @@ OWN = [
                f"no </div></span> {i}", None, "a", f"<b>one</b>{EVIL}", "two")
     for i in range(4)
 ]  # fmt: skip
+
+
+INK = "n => Math.max(...getComputedStyle(n).color.match(/\\d+/g).slice(0, 3).map(Number))"
 
 
 def lines(rows: list[Any]) -> bytes:
@@ -129,7 +133,7 @@ def test_buttons_reload_and_the_curve(page: Any, server: Server, store: LabelSto
         page.locator(".board .ask", has_text=before).wait_for(state="detached")
     assert len(store.read()) == 3
     page.get_by_text("labels only", exact=True).first.wait_for()
-    assert holds(lambda: page.locator(".js-plotly-plot .scatterlayer .trace").count() >= 2)
+    assert eventually(lambda: page.locator(".js-plotly-plot .scatterlayer .trace").count() >= 2)
     now = asked(page)
     opened(page, server)
     assert asked(page) == now  # it goes on where it was
@@ -147,10 +151,9 @@ def test_keys_are_left_alone_in_a_field(page: Any, store: LabelStore) -> None:
     box = page.get_by_label("Your name")
     box.fill("")
     box.press_sequentially("u2s10")
-    page.wait_for_timeout(400)
-    assert store.read() == []
     box.press("Enter")
-    page.get_by_text("by u2s10.").wait_for()
+    page.get_by_text("by u2s10.").wait_for()  # what was typed before has come as well
+    assert store.read() == []
     page.locator("h1").click()
     page.keyboard.press("Control+1")
     key(page, "2")
@@ -169,11 +172,10 @@ def test_many_labels_dark_and_light(browser: Any, server: Server, store: LabelSt
             page.get_by_role("switch").or_(page.get_by_label("How the judge agrees")).first.click()
             page.get_by_text("You chose the left answer").wait_for()
             shot(page, name)
-            assert holds(lambda: width(page) <= 1280)
-            ink = "n => getComputedStyle(n).color.match(/\\d+/g).slice(0, 3).map(Number)"
+            assert eventually(lambda: width(page) <= 1280)
             for place in (".said", ".ask", "td", "h2"):
-                level = max(page.locator(place).first.evaluate(ink))
-                assert level > 140 if query else level < 140
+                text, dark = page.locator(place).first, bool(query)
+                assert eventually(lambda at=text, dark=dark: (at.evaluate(INK) > 140) == dark)
             assert watch.faults() == []
     assert server.faults() == []
 
@@ -200,8 +202,8 @@ def test_own_pairs_are_text(page: Any, runs: Path) -> None:
     assert asked(page) == before
     verdicts = judge_pairs(SimulatedJudge(2.0, name=EVIL), OWN, ("ab", "ba"))
     give(page, (f"{EVIL}.jsonl".replace("/", ""), lines(OWN)), ("run.jsonl", lines(verdicts)))
-    page.locator(".board .ask", has_text="Question").wait_for()
-    assert page.get_by_role("alert").count() == 0
+    page.locator(".board .ask", has_text=f"{EVIL} Question").wait_for()
+    page.get_by_role("alert").wait_for(state="detached")
     assert EVIL in asked(page)
     assert "<script>window.hacked=1</script>" in "".join(page.locator(".said").all_inner_texts())
     shot(page, "labelling-own")

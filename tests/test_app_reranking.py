@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Server, holds, hovered, serve, settled, shot, until, watched, width
+from browser import Server, hovered, in_sight, inks, serve, settled, shot, until, watched, width
+from patience import eventually
 
 from llmops_kit.apps.rerank_state import START
 from llmops_kit.apps.rerank_tasks import measure
@@ -82,36 +83,38 @@ def ask(page: Any, question: str) -> None:
 @pytest.mark.needs("chromium")
 def test_it_starts_with_a_question_where_the_reranker_helps(page: Any) -> None:
     assert page.get_by_label("Question (press Enter)").input_value() == START
-    assert holds(lambda: "Troubleshooting" in row(page).inner_text())
+    assert eventually(lambda: "Troubleshooting" in row(page).inner_text())
     keyword, vector, fusion, reranked = row(page).locator("td").all_inner_texts()[1:]
     assert keyword == "–" and vector.startswith("1 ")
     assert fusion.startswith("10 ") and reranked.startswith("1 ")
-    assert holds(lambda: "first billing contact" in page.locator(".passage mark").inner_text())
+    assert eventually(lambda: "first billing contact" in page.locator(".passage mark").inner_text())
     page.locator(".pairs b", has_text="resigned").wait_for()
-    inside, mark = page.locator(".passage"), page.locator(".passage mark")
-    low = inside.bounding_box()["y"] + inside.bounding_box()["height"]
-    assert holds(lambda: mark.bounding_box()["y"] < low)  # it was scrolled to
+    mark, inside = page.locator(".passage mark"), page.locator(".passage")
+    assert eventually(lambda: in_sight(mark, inside))  # it was scrolled to
     shot(page, "reranking")
 
 
 @pytest.mark.needs("chromium")
 def test_all_questions_are_measured_without_a_click(page: Any) -> None:
     page.locator(".asked tr[data-source]").first.wait_for()
-    assert holds(lambda: "150 questions on 26 documents" in page.locator("caption").inner_text())
-    assert holds(lambda: page.locator(".scale").count() == 12)
+    assert eventually(
+        lambda: "150 questions on 26 documents" in page.locator("caption").inner_text()
+    )
+    assert eventually(lambda: page.locator(".scale").count() == 12)
     words = page.locator(".word").all_text_contents()
     assert len(words) == 3 and set(words) <= {"win", "lose", "tie", "not enough data"}
     page.get_by_text("fusion put it below the pool").wait_for()
     page.set_viewport_size({"width": 1280, "height": 2500})
     shot(page, "reranking-all")
-    assert holds(lambda: width(page) <= 1280)
+    assert eventually(lambda: width(page) <= 1280)
     page.set_viewport_size({"width": 1280, "height": 900})
     case = page.locator(".asked tr[data-source]", has_text="command line takes ages")
     case.locator("button").click()
     code(page, "command line takes ages").wait_for()
     page.wait_for_function("window.scrollY < 50")
     page.locator(".lanes tr.gold.on", has_text="Command line").wait_for()
-    assert "command line takes ages" in page.get_by_label("Question (press Enter)").input_value()
+    box = page.get_by_label("Question (press Enter)")
+    assert eventually(lambda: "command line takes ages" in box.input_value())
 
 
 @pytest.mark.needs("chromium")
@@ -119,7 +122,7 @@ def test_a_click_on_a_line_or_a_row_opens_the_chunk(page: Any) -> None:
     page.locator(".lanes tr[data-source='4'] button").click()
     page.locator(".lanes tr.on[data-source='4']").wait_for()
     title = row(page).locator("td").first.inner_text()
-    assert holds(lambda: page.locator("h2", has_text=title).count() >= 1)
+    assert eventually(lambda: page.locator("h2", has_text=title).count() >= 1)
     points = page.locator(".js-plotly-plot .scatterlayer .trace").last.locator(".point")
     # The answer is drawn last, on top.
     until(page.locator(".lanes tr.gold.on"), lambda: points.last.click(force=True))
@@ -146,7 +149,7 @@ def test_controls_change_the_trail(page: Any) -> None:
 def test_a_question_of_ones_own(page: Any) -> None:
     ask(page, "<img src=x onerror='window.hacked=1'> Is there a student discount?")
     page.get_by_text("no known answer to this question").wait_for()
-    assert page.locator(".lanes tr.gold").count() == 0
+    page.locator(".lanes tr.gold").wait_for(state="detached")
     page.locator(".passage em").first.wait_for()
     page.get_by_label("Find a known question").fill("okta is down")
     page.get_by_role("option", name="okta is down").click()
@@ -174,18 +177,16 @@ def test_own_documents_and_questions_are_text(page: Any) -> None:
     assert "line 3" in said and "The office dog" in said and "nowhere.md" in said
     assert "/tmp" not in said and "Traceback" not in said
     page.locator(".lanes tr.gold.on").wait_for()
-    assert page.get_by_label("Question (press Enter)").input_value() == EVIL
-    shown = page.locator(".passage").inner_text()
-    assert "Lunch is served at noon" in shown
+    assert eventually(lambda: page.get_by_label("Question (press Enter)").input_value() == EVIL)
+    page.locator(".passage", has_text="Lunch is served at noon").wait_for()
     page.locator(".asked tr[data-source]").first.wait_for()
     page.get_by_text("2 questions on 2 documents").wait_for()
-    assert holds(lambda: page.locator(".word", has_text="not enough data").count() == 3)
+    assert eventually(lambda: page.locator(".word", has_text="not enough data").count() == 3)
     ask(page, "What is the office cat called?")
     page.locator(".passage em", has_text="cat").first.wait_for()
     assert "office cat" in page.get_by_label("Question (press Enter)").input_value()
-    assert "<script>window.hacked = 1</script>" in page.locator(".lanes").inner_text() + (
-        page.locator(".passage").inner_text()
-    )
+    text = "<script>window.hacked = 1</script>"
+    page.locator(".lanes, .passage").filter(has_text=text).first.wait_for()
     shot(page, "reranking-own")
     page.get_by_text("The handbook", exact=True).click()
     page.locator(".lanes tr", has_text="Troubleshooting").first.wait_for()
@@ -222,16 +223,12 @@ def test_dark_mode_is_legible_and_sessions_are_apart(browser: Any, server: Serve
             row(opened).wait_for()
         give(light, 0, ("leave.md", LEAVE))
         light.get_by_text("Add a file of questions").wait_for()
-        assert holds(lambda: "Troubleshooting" in row(dark).inner_text())
+        dark.get_by_role("slider").nth(0).press("ArrowRight")
+        dark.locator(".lanes tr[data-source='24']").wait_for(state="attached")  # searched anew
+        assert eventually(lambda: "Troubleshooting" in row(dark).inner_text())
         shot(dark, "reranking-dark")
-        ink = "node => getComputedStyle(node).fill.match(/\\d+/g).map(Number)"
         names = dark.locator(".js-plotly-plot .annotation-text")
-        assert holds(
-            lambda: (
-                names.count() >= 20
-                and all(max(name.evaluate(ink)[:3]) > 140 for name in names.all())
-            )
-        )
+        assert eventually(lambda: len(inks(names)) >= 20 and min(inks(names)) > 140)
         assert one.faults() == [] and two.faults() == []
     assert server.faults() == []
 

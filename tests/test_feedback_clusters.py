@@ -30,7 +30,7 @@ from llmops_kit.feedback.interactions import Feedback, Interaction
 from llmops_kit.feedback.metrics import breakdown, calculate_metrics
 from llmops_kit.feedback.per_user import CLUSTERED, UserReading, user_readings, user_sums
 from llmops_kit.feedback.report_series import day_notes, few_users, gaps_of, report_series
-from llmops_kit.feedback.report_words import label_table
+from llmops_kit.feedback.report_words import in_short, label_table
 from llmops_kit.feedback.schema import DAY
 from llmops_kit.feedback.signals import signals_and_ratings, who_rates
 from llmops_kit.feedback.windows import Window
@@ -483,3 +483,22 @@ def test_a_page_of_hostile_labels_and_filters_is_text(tmp_path: Path) -> None:
     assert "<img" not in page and "<b>" not in page
     assert "&lt;img" in page and " or other" in page
     store.close()
+
+
+def test_a_report_says_who_is_named_and_of_what_the_alerts_are(tmp_path: Path) -> None:
+    """Few users beside nameless requests are users; and the rules look at all requests."""
+    store = FeedbackStore(tmp_path / "f.sqlite")
+    at = [START + timedelta(minutes=n) for n in range(120)]
+    store.write(
+        Interaction(f"r{n}", at[n], user="ann" if n % 3 else "", model=f"m{n % 2}", cost_usd=1.0)
+        for n in range(120)
+    )
+    whole = FeedbackAnalyzer(store).report(WINDOW, by=[])
+    told = " ".join(whole.remarks)
+    assert "No request names a user" not in told
+    assert "40 of 120 requests name no user" in told
+    part = FeedbackAnalyzer(store).report(WINDOW, {"model": "m1"}, by=[])
+    assert whole.alerts == part.alerts != []
+    for report, said in ((whole, False), (part, True)):
+        assert ("all requests" in in_short(report)[2]) == said
+        assert ("look at all requests, whatever" in as_page(report)) == said

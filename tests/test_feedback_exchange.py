@@ -31,7 +31,7 @@ from llmops_kit.feedback.exchange import read_log, read_records, write_log, writ
 from llmops_kit.feedback.feedback_store import FeedbackStore
 from llmops_kit.feedback.foreign import MODEL, flattened, numbered, said
 from llmops_kit.feedback.interactions import Feedback, Interaction, hash_user
-from llmops_kit.feedback.langfuse import read_langfuse
+from llmops_kit.feedback.langfuse import langfuse_interaction, read_langfuse
 from llmops_kit.feedback.otel import (
     TracedSpan,
     from_value,
@@ -1036,3 +1036,44 @@ def test_a_long_chain_of_spans_is_quick() -> None:
     with bounded():
         [request] = requests_of(spans[::-1], left_out)
     assert len(request.spans) == 59_997 and left_out["span outside of a request"] == 3
+
+
+def test_an_export_comes_back_out_of_a_data_frame(tmp_path: Path) -> None:
+    """Pandas makes lists of a map's pairs, and writes lists of lists."""
+    pd = pytest.importorskip("pandas")
+    tags = [{}, {"topic": "vat"}, {"topic": "a", "team": "b"}]
+    log = [Interaction(f"r{n}", START, tags=at, versions=at) for n, at in enumerate(tags)]
+    write_records(log, tmp_path / "log.parquet")
+    table = pd.read_parquet(tmp_path / "log.interactions.parquet")
+    table.to_parquet(tmp_path / "again.parquet")
+    table.to_json(tmp_path / "again.jsonl", orient="records", lines=True, date_format="iso")
+    for name in ("again.parquet", "again.jsonl"):
+        assert list(read_records(tmp_path / name, [])) == log
+    bad: list[DataError] = []
+    row = {**log[0].to_dict(), "tags": [["topic", 5]]}
+    (tmp_path / "odd.jsonl").write_text(json.dumps(row))
+    assert not list(read_records(tmp_path / "odd.jsonl", bad)) and len(bad) == 1
+
+
+def test_lines_that_are_not_utf8_are_refused_alike(tmp_path: Path) -> None:
+    """Of a file in UTF-16 the first line could be read, and the others could not."""
+    lines = "".join(json.dumps(Interaction(f"r{n}", START).to_dict()) + "\n" for n in range(3))
+    for name in ("log.jsonl", "log.csv"):
+        (tmp_path / name).write_bytes(lines.encode("utf-16"))
+        bad: list[DataError] = []
+        assert list(read_records(tmp_path / name, bad)) == []
+        assert "not UTF-8" in bad[0].what and "UTF-8" in bad[0].next_step
+
+
+def test_a_prompt_of_langfuse_has_the_version_that_it_has(tmp_path: Path) -> None:
+    """A table with gaps makes floats of the numbers, and of what is missing NaN."""
+    row = {"id": "o", "type": "GENERATION", "start_time": "2026-11-01T00:00:00Z"}
+    row["prompt_name"] = "vat-2.0"
+    told = (3, "3", 3.0, None, float("nan"))
+    for number, (version, shown) in enumerate(
+        zip(told, ["vat-2.0:3"] * 3 + ["vat-2.0"] * 2, strict=True)
+    ):
+        traced = {"trace_id": f"t{number}", "prompt_version": version, "version": version}
+        interaction = langfuse_interaction({}, [{**row, **traced, "where": "x"}], "", Counter())
+        assert interaction.versions["prompt"] == shown
+        assert interaction.versions.get("version", "3")[:1] == "3"

@@ -35,6 +35,7 @@ from llmops_kit.feedback.grouping import (
 )
 from llmops_kit.feedback.interactions import Feedback, Interaction
 from llmops_kit.feedback.kinds import abstains, failure_kind, refuses
+from llmops_kit.feedback.metrics import calculate_metrics
 from llmops_kit.feedback.negatives import (
     ENOUGH,
     QUALITY,
@@ -629,3 +630,21 @@ def test_the_threshold_is_one_that_single_signs_can_reach() -> None:
         found = Negative(told, [], {kind: weight})
         assert (found.weight >= ENOUGH) == (weight >= ENOUGH)
     assert as_negative(replace(told, finish_reason="error"), []) is not None
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
+def test_a_rating_is_the_one_that_the_metrics_count(tmp_path: Path, names: tuple[str, str]) -> None:
+    """Of two at one moment the bad one, whatever their ids; and a judge's stars are no user's."""
+    up, down = names
+    rows = [
+        Feedback(up, "r", "explicit", "thumbs_up", START),
+        Feedback(down, "r", "explicit", "thumbs_down", START),
+        Feedback("j", "r", "judge", "stars", START + timedelta(hours=1), 5.0, judge="j"),
+    ]
+    asked = Interaction("r", START)
+    assert reasons_of(asked, rows) == {"thumbs_down": 1.0}
+    store = FeedbackStore(tmp_path / "f.sqlite")
+    store.write([asked, *rows])
+    window = Window(START, START + timedelta(days=1))
+    assert calculate_metrics(store, window, min_n=1)["satisfaction_rate"].value == 0.0
+    assert len(negatives(store, window)) == 1

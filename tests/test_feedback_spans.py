@@ -253,3 +253,44 @@ def test_an_empty_page_is_no_fault(tmp_path: Path) -> None:
     (tmp_path / "page.json").write_text(json.dumps(page()))
     done = read_langfuse(tmp_path / "page.json", FeedbackStore(tmp_path / "store.sqlite"))
     assert (done.interactions, done.bad) == (0, 0)
+
+
+def test_memories_and_the_making_of_an_agent_are_no_requests(tmp_path: Path) -> None:
+    """Beside a model's call they are its work, alone they are nobody's question."""
+    web, call = {"http.route": "/ask"}, DIALECTS["GenAI"]
+    helpers = ("create_agent", "create_memory_store", "search_memory", "update_memory")
+    made = [span(9, 0, 0, gen_ai__operation__name=name) for name in helpers]
+    for one in made:
+        assert imported(tmp_path, [one]) == []
+    search = span(2, 1, 10, gen_ai__operation__name="search_memory")
+    [one] = imported(tmp_path, [span(1, 0, 0, **web), search, span(3, 1, 20, **call)])
+    assert one.request_id.endswith(f"{3:016x}")
+
+
+def test_a_prompt_has_a_name_and_a_version(tmp_path: Path) -> None:
+    """With the name alone the second version of a prompt would be the first one."""
+    call, agent = DIALECTS["GenAI"], {"gen_ai.operation.name": "invoke_agent"}
+    told = {"gen_ai.prompt.name": "vat"}, {"gen_ai.prompt.version": "2"}
+    for at, shown in (
+        (told[0], "vat"),
+        (told[1], "2"),
+        ({**told[0], **told[1]}, "vat:2"),
+        ({**told[0], "llm.prompt_template.version": "7"}, "7"),
+        ({}, ""),
+    ):
+        [one] = imported(tmp_path, [span(1, 0, 0, **call, **at)])
+        assert one.versions.get("prompt", "") == shown
+    inner = [span(2, 1, 10, **call, **told[0]), span(3, 1, 20, **call, **told[1])]
+    [one] = imported(tmp_path, [span(1, 0, 0, **agent), *inner])
+    assert one.versions["prompt"] == "vat"  # never a name of one prompt and a version of another
+
+
+def test_what_was_thrown_is_told_by_an_event_of_either_name(tmp_path: Path) -> None:
+    thrown = {"exception.type": "openai.APITimeoutError", "exception.message": "timed out"}
+    for name in ("exception", "gen_ai.client.operation.exception"):
+        one = span(1, 0, 0, **DIALECTS["GenAI"]) | {"status": {"code": 2}}
+        one["events"] = [
+            {"name": name, "timeUnixNano": str(NANO), "attributes": to_attributes(thrown)}
+        ]
+        [found] = imported(tmp_path, [one])
+        assert found.error == "openai.APITimeoutError: timed out"

@@ -4,13 +4,14 @@ import contextlib
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
 from browser import Watch, chromium, free_port, process, shot, until, wait_for, watched
+from patience import eventually
 from playwright.sync_api import Error
 
 pytestmark = pytest.mark.needs("chromium")
@@ -95,6 +96,15 @@ def in_view(part: Any) -> None:
     part.scroll_into_view_if_needed()
 
 
+def slider(page: Any, nth: int) -> Any:
+    return page.get_by_role("slider").nth(nth)
+
+
+def until_code(page: Any, words: str, press: Callable[[], None]) -> None:
+    """Press a key once, or again if it went to the drawing that JupyterLab has taken away."""
+    until(page.locator("code", has_text=words), press, seconds=30)
+
+
 def test_the_tutorial_displays_the_explorer(lab: str) -> None:
     with chromium() as browser, watched(browser, height=1000) as (page, watch):
         page.goto(f"{lab}/lab/tree/tutorial_chunking.ipynb?reset")
@@ -107,12 +117,11 @@ def test_the_tutorial_displays_the_explorer(lab: str) -> None:
         in_view(head)
         shot(page, "jupyterlab")
         before = head.inner_text()
-        page.get_by_role("slider").first.press("ArrowLeft")
-        page.locator("code", has_text="('fixed', 192, 40)").wait_for()
+        until_code(page, "('fixed', 192, 40)", lambda: slider(page, 0).press("ArrowLeft"))
         for _ in range(6):
-            page.get_by_role("slider").first.press("ArrowLeft")
+            slider(page, 0).press("ArrowLeft")
         page.locator("code", has_text="('fixed', 144, 40)").wait_for()
-        assert head.inner_text() != before
+        assert eventually(lambda: head.inner_text() != before)
         assert faults(page, watch) == []
 
 
@@ -126,13 +135,12 @@ def test_the_tutorial_displays_the_reranking_explorer(lab: str) -> None:
         picked.wait_for(timeout=240_000)
         in_view(page.locator(".js-plotly-plot .annotation-text").first)
         shot(page, "jupyterlab-reranking")
-        assert "Troubleshooting" in picked.inner_text()
+        picked.filter(has_text="Troubleshooting").wait_for()
         chart = page.locator(".js-plotly-plot").first.bounding_box()
         assert chart["width"] > 450  # the chunk went below, the chart is not squeezed
-        page.get_by_role("slider").nth(1).press("ArrowLeft")
-        page.locator("code", has_text="k=4").wait_for()
-        page.locator(".lanes tr[data-source='3'] button").click()
-        page.locator(".lanes tr.on[data-source='3']").wait_for()
+        until_code(page, "k=4", lambda: slider(page, 1).press("ArrowLeft"))
+        button = page.locator(".lanes tr[data-source='3'] button")
+        until(page.locator(".lanes tr.on[data-source='3']"), button.click)
         assert "Troubleshooting" not in picked.inner_text()
         assert faults(page, watch) == []
 

@@ -3,8 +3,17 @@
 from pathlib import Path
 
 import pytest
-from browser import chromium, shot, watched
-from test_jupyterlab import ROOT, faults, in_view, lab, put, run_all  # noqa: F401  (lab is a fixture)
+from browser import chromium, shot, until, watched
+from test_jupyterlab import (
+    ROOT,
+    faults,
+    in_view,
+    lab,  # noqa: F401  (a fixture)
+    put,
+    run_all,
+    slider,
+    until_code,
+)
 
 pytestmark = pytest.mark.needs("chromium")
 
@@ -20,9 +29,8 @@ def test_the_tutorial_displays_the_lab(lab: str, tmp_path: Path) -> None:  # noq
         rows.nth(5).wait_for(timeout=240_000)  # three judges, and each in both orders
         in_view(page.locator(".words").first)
         shot(page, "jupyterlab-judges")
-        assert "leans to the first place" in rows.first.inner_text()
-        rows.nth(1).locator("button").click()
-        page.locator(".group", has_text="simulated-long · dials: all pairs").wait_for()
-        page.get_by_role("slider").nth(1).press("ArrowLeft")
-        page.locator("code", has_text="first=2.75").wait_for()
+        rows.first.filter(has_text="leans to the first place").wait_for()
+        group = page.locator(".group", has_text="simulated-long · dials: all pairs")
+        until(group, rows.nth(1).locator("button").click)
+        until_code(page, "first=2.75", lambda: slider(page, 1).press("ArrowLeft"))
         assert faults(page, watch) == []

@@ -55,6 +55,7 @@ def _run(name: str, runs: Path, **given: object) -> subprocess.CompletedProcess[
         ("guardrail_report", "policy", "no/such/file.yaml", "no/such/file.yaml"),
         ("feedback_report", "fail_on", "latency_p50,speed", "there is no target for speed."),
         ("feedback_report", "db", "no/such/store.db", "there is no such store."),
+        ("feedback_report", "min_n", "x", "min_n='x' will not do. Give a whole number of"),
         ("ab_test", "rows", "no/such/file", "there is no such file."),
         ("ab_test", "effect", 0, "effect=0"),
         ("rag_tune", "max_tokens", "many", "max_tokens='many' will not do."),

@@ -212,7 +212,10 @@ class Reply(pn.viewable.Viewer):
         """Ask the store for what was sent, and say the answer beside the buttons."""
 
         async def ask() -> None:
-            await self.opinion.settle(sent)
+            try:
+                await self.opinion.settle(sent)
+            except Exception as error:
+                self.opinion.told = sentence_for(error, "ask the store")
             self.changed()
 
         if sent:

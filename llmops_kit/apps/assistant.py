@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import panel as pn
 
-from .ask import Bubble, beside_passage, chat_for, example_chips
+from .ask import Bubble, beside_passage, chat_for, example_chips, is_free
 from .assist_exchange import Exchange, exchange_html
 from .assist_opinion import note
 from .assist_reply import Reply
@@ -34,6 +34,7 @@ async def _reply(
     app: "Assistant", bubble: Bubble, user: str, chat: Any
 ) -> AsyncGenerator[pn.viewable.Viewable | Reply, None]:
     turn: Any = bubble.turn
+    bubble.begun = True
     turn.status = "opening the service"
     yield Clickable(html=exchange_html(turn))
     app.turns = [*app.turns, turn]
@@ -162,7 +163,7 @@ class Assistant(_Talk):
 
     def ask(self, question: str, again: str = "") -> Exchange | None:
         """Put a question; None, and nothing happens, while another is being answered."""
-        if not question.strip() or self.chat.disabled:
+        if not question.strip() or not is_free(self.chat):
             return None
         turn = Exchange(question.strip(), again=again)
         self.chat.send(Bubble(turn), user="User", respond=True)

@@ -185,6 +185,9 @@ class BiasSettings(App):
     notes = param.String("", doc="What could not be done, in sentences.")
     group: Any = param.Parameter(None, doc="The group of pairs that is open.")
     picked = param.String("", doc="The id of the pair that is read.")
+    asking = param.Boolean(False, doc="Whether a language model is being asked.")
+
+    choosing = False  # while several things are chosen together; they are measured afterwards
 
 # %% ../../nbs/90_apps/08_bias_state.ipynb #0ce589ac
 class BiasState(BiasSettings):

@@ -20,7 +20,7 @@ from llmops_kit.apps.bias_judges import (
 )
 from .bias_lens import Findings, measure_run, told
 from .bias_state import MINE, MOST, BiasState, Plan
-from .running import Tell
+from .running import Tell, keep
 from ..evals.judge_runs import Runs, Verdict
 from llmops_kit.evals.pairwise import (
     AnswerPair,
@@ -50,6 +50,7 @@ def judge_in_pieces(
     return verdicts
 
 # %% ../../nbs/90_apps/08_bias_tally.ipynb #308f71e8
+KEPT = 200
 _shared: dict[Any, list[Verdict]] = {}
 
 
@@ -61,9 +62,11 @@ def judged_here(
     memory = state.kept if own else _shared
     dials = plan.dials if name == SIMULATED else None
     key = (plan.material.name, tuple(plan.material.pairs), name, dials)
-    if key not in memory:
-        memory[key] = judge_in_pieces(judge, list(plan.material.pairs.values()), tell)
-    return memory[key]
+    known = memory.get(key)
+    if known is None:
+        made = judge_in_pieces(judge, list(plan.material.pairs.values()), tell)
+        known = keep(memory, key, made, KEPT)
+    return known
 
 
 def run_of(state: BiasState, plan: Plan, name: str, tell: Tell) -> list[Verdict]:
@@ -78,12 +81,13 @@ def run_of(state: BiasState, plan: Plan, name: str, tell: Tell) -> list[Verdict]
 def mitigated_once(state: BiasState, plan: Plan, runs: Runs) -> tuple[Runs, list[str]]:
     """What the mitigations make of these runs, and what could not be done; made once for them."""
     key = (plan.mitigations, *map(id, runs.values()))
-    if key not in state.kept:
+    known = state.kept.get(key)
+    if known is None:
         pairs = list(plan.material.pairs.values())
         # the lists are kept as well, so that no other list gets their ids
-        state.kept[key] = (*mitigated(runs, pairs, plan.mitigations), list(runs.values()))
-    made, notes, _ = state.kept[key]
-    return made, notes
+        made = (*mitigated(runs, pairs, plan.mitigations), list(runs.values()))
+        known = keep(state.kept, key, made, KEPT)
+    return known[0], known[1]
 
 
 def runs_of(state: BiasState, plan: Plan, tell: Tell) -> tuple[Runs, list[str]]:
@@ -98,9 +102,6 @@ def runs_of(state: BiasState, plan: Plan, tell: Tell) -> tuple[Runs, list[str]]:
     return {**runs, **made}, list(notes)
 
 # %% ../../nbs/90_apps/08_bias_tally.ipynb #599504b8
-KEPT = 200
-
-
 def findings_of(state: BiasState, plan: Plan, tell: Tell) -> tuple[list[Findings], str]:
     """The measurements of all runs of the plan, and notes on what was left out."""
     runs, notes = runs_of(state, plan, tell)
@@ -110,11 +111,10 @@ def findings_of(state: BiasState, plan: Plan, tell: Tell) -> tuple[list[Findings
     for number, verdicts in enumerate(list(runs.values())[:MOST]):
         tell(number / len(runs))
         key = ("findings", id(verdicts))
-        if key not in state.kept:
-            state.kept[key] = measure_run(verdicts), verdicts  # the list is kept, so is its id
-        found.append(state.kept[key][0])
-    while len(state.kept) > KEPT:
-        state.kept.pop(next(iter(state.kept)))
+        known = state.kept.get(key)
+        if known is None:  # the list is kept, so is its id
+            known = keep(state.kept, key, (measure_run(verdicts), verdicts), KEPT)
+        found.append(known[0])
     return found, "\n".join(notes)
 
 # %% ../../nbs/90_apps/08_bias_tally.ipynb #97d63b39

@@ -49,7 +49,7 @@ def summary(path: Path) -> str:
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def workbench(
     context: typer.Context,
-    port: Annotated[int, typer.Option(help="Port to serve on.")] = 5006,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to serve on.")] = 5006,
     address: Annotated[str, typer.Option(help="Address to listen on.")] = "localhost",
     show: Annotated[bool, typer.Option(help="Open the browser as well.")] = False,
     db: Annotated[str, typer.Option(help="The feedback store: a path or a URL.")] = "",
@@ -99,6 +99,7 @@ def execute(name: str, arguments: list[str]) -> Path:
     What its cells printed is shown. DataError for an unknown name or parameter or, with the failing
     cell's own sentence, for a run that stopped.
     """
+    from click import ClickException
     from papermill.cli import papermill
     from papermill.exceptions import PapermillExecutionError
 
@@ -111,6 +112,8 @@ def execute(name: str, arguments: list[str]) -> Path:
     options = [str(found[name]), str(output), "--log-level", "ERROR", *arguments]
     try:
         papermill.main(args=options, prog_name=f"llmops-kit run {name}", standalone_mode=False)
+    except ClickException as error:
+        raise DataError(error.format_message(), name, "See papermill --help.") from None
     except PapermillExecutionError as error:
         raise DataError(
             f"{error.evalue or error.ename}", where=name, next_step=f"The notebook: {output}"

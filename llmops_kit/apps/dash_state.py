@@ -10,9 +10,10 @@ __all__ = ['DASH_CSS', 'open_store', 'DashFields', 'DashShown', 'looked_at', 'ne
 import asyncio
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import panel as pn
@@ -30,7 +31,7 @@ from llmops_kit.apps.dash_filters import (
     return_to,
 )
 from .dash_rules_file import rules_file
-from .running import Tell, served
+from .running import Tell, Work, served
 from .theme import escape
 from ..core import DataError
 from ..feedback.backtest import Incident
@@ -71,6 +72,7 @@ class DashShown(DashFields):
 
     _now: datetime | None = None
     _shown: tuple[FeedbackStore, Window, dict[str, Any]] | None = None
+    chosen: Mapping[str, str] = MappingProxyType({})  # the words of what is shown, by filter
 
     def _settled(self) -> tuple[FeedbackStore, Window, dict[str, Any]]:
         if self._shown is None:
@@ -108,7 +110,7 @@ class DashShown(DashFields):
         if self._shown is not None:
             with self.attempt("apply the filters"):
                 shown = self._shown[0], self.window_at(self.until_now()), self.filters()
-                self._shown = shown
+                self._shown, self.chosen = shown, {name: getattr(self, name) for name in FILTERS}
                 self.version += 1
 
 # %% ../../nbs/90_apps/09_dash_state.ipynb #f7e0f51b
@@ -149,6 +151,18 @@ class DashState(DashShown):
         self._given, self._now, self._seen = store, now, ()
         self.param.watch(lambda *_: self.renew(), list(FILTERS))
 
+    def work(
+        self, doing: str, function: Work, done: Callable[[Any], None],
+        failed: Callable[[], None] = lambda: None, in_turn: bool = False,
+    ) -> None:  # fmt: skip
+        """As in Working; what failed is read again with the next look for news."""
+
+        def unseen() -> None:
+            self._seen = ()
+            failed()
+
+        super().work(doing, function, done, unseen, in_turn)
+
     def open(self) -> None:
         """Open the store and show it; under a server off the event loop."""
         self.work("open the store", self._look, self._show)
@@ -161,13 +175,20 @@ class DashState(DashShown):
     def _show(self, found: tuple[FeedbackStore, Any, Choices, list[Incident]]) -> None:
         store, self._seen, choices, incidents = found
         self.param.update(choices=choices, incidents=incidents)
-        window = as_window("7d", now=self.until_now())
-        self._shown = store, window, {}
+        if self._shown is None:
+            self._shown = store, as_window("7d", now=self.until_now()), {}
         self.renew()
 
     async def refresh(self) -> None:
-        """Look for news, and show them; without any, or without a reader, all stays as it is."""
-        if self._shown is None or not looked_at():
+        """Look for news, and show them; without any, or without a reader, all stays as it is.
+
+        A store that could not be opened is tried again.
+        """
+        if not looked_at():
+            return
+        if self._shown is None:
+            if not self.busy:
+                self.open()
             return
         with self.attempt("look for news"):
             store = self.store

@@ -61,7 +61,8 @@ def run_backtest(state: DashState, fields: BenchFields) -> None:
         return test, score(test, known)
 
     def done(found: tuple[BackTest, Score]) -> None:
-        fields.param.update(test=found[0], scored=found[1])
+        if state.targets is targets:  # else the reader has other rules now
+            fields.param.update(test=found[0], scored=found[1])
 
     state.work("back-test the rules", run, done)
 

@@ -13,7 +13,7 @@ import param
 
 from .dash_cards import CARDS_CSS
 from .dash_columns import COLUMNS_CSS
-from .dash_raised import ALERT_CSS, episode_table, episodes_html
+from .dash_raised import ALERT_CSS, episode_table, episodes_html, number_of
 from .dash_rules import Standing, standings, standings_html, standings_table
 from .dash_state import DashState, synthetic_badge
 from .dash_stored import STORED_CSS, follow
@@ -51,25 +51,29 @@ def read_history(state: DashState, fields: AlertFields, check: bool = False) -> 
     store, targets, now, span = state.store, state.targets, state.until_now(), state.span()
     until = span.until if state.window == "custom" else None
 
+    def look(tell: Tell) -> None:
+        check_alerts(store, targets, now, AlertLog(store))
+
     def run(tell: Tell) -> tuple[list[Episode], str]:
         log = AlertLog(store)
-        if check:
-            check_alerts(store, targets, now, log)
         return log.history(span.since, until), log.note
-
-    doing = "check the rules" if check else "read the alerts"
 
     def done(found: tuple[list[Episode], str]) -> None:
         fields.param.update(episodes=found[0], note=found[1])
 
-    state.work(doing, run, done)
+    if check:  # read after it, so that no earlier reading hides what it finds
+        state.work("check the rules", look, lambda _: read_history(state, fields))
+    else:
+        state.work("read the alerts", run, done)
 
 # %% ../../nbs/90_apps/09_dash_tab_alerts.ipynb #1e89033c
 def acknowledge(state: DashState, fields: AlertFields, number: int) -> None:
-    """Take on the alert of a row of the history."""
-    if not 0 <= number < len(fields.episodes or []):
+    """Take on the alert with this `number_of`; nothing happens if it is not among those shown."""
+    shown = [one.alert for one in fields.episodes or []]
+    name = next((alert.id for alert in shown if number_of(alert) == number), None)
+    if name is None:
         return
-    store, name, by = state.store, fields.episodes[number].alert.id, fields.by.strip()
+    store, by = state.store, fields.by.strip()
 
     def done(_: None) -> None:
         read_history(state, fields)

@@ -7,6 +7,7 @@ __all__ = ['SHOWN', 'ENOUGH', 'OverviewFields', 'measure', 'cards_html', 'cards_
            'slices_part', 'spreads_part']
 
 # %% ../../nbs/90_apps/09_dash_tab_charts.ipynb #b1d8a236
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -39,10 +40,15 @@ class OverviewFields(param.Parameterized):
     before: Any = param.Dict({}, doc="The readings of the window before.")
     alerts: Any = param.List([], doc="The alerts that were raised in the window.")
 
+    chosen: Mapping[str, str] | None = None  # what all of this was chosen by
+
 
 def measure(state: DashState, fields: OverviewFields) -> None:
     """Ask the store all that the overview shows."""
     store, span, where, by = state.store, state.span(), state.where(), fields.by
+    if fields.chosen != state.chosen:  # a value is not compared with that of another choice
+        fields.chosen = state.chosen
+        fields.param.update(before={}, alerts=[])
 
     def now(tell: Tell) -> Any:
         return measured(store, span, where, by)

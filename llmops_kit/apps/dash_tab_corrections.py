@@ -7,7 +7,7 @@ __all__ = ['jsonl', 'correction_table', 'CorrectionFields', 'find_corrections', 
 
 # %% ../../nbs/90_apps/09_dash_tab_corrections.ipynb #7acc51a9
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -61,13 +61,18 @@ class CorrectionFields(param.Parameterized):
     )
     page = param.Integer(0, bounds=(0, None), doc="The page of the table.")
 
+    chosen: Mapping[str, str] | None = None  # what the corrections were chosen by
+
 
 def find_corrections(state: DashState, fields: CorrectionFields) -> None:
     """Read and sort the corrections of what is chosen."""
-    store, span, where = state.store, state.span(), state.where()
+    store, span, where, chosen = state.store, state.span(), state.where(), state.chosen
 
     def done(found: Sorted) -> None:
-        fields.param.update(sorted=found, page=0)
+        last = max(0, len(found.found.rows) - 1) // PAGE
+        page = min(fields.page, last) if fields.chosen == chosen else 0  # news leave it open
+        fields.chosen = chosen
+        fields.param.update(sorted=found, page=page)
 
     state.work(
         "read the corrections", lambda tell: sort_corrections(store, span, where, tell), done

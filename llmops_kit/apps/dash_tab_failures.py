@@ -103,8 +103,7 @@ class FailureFields(param.Parameterized):
 
 def key_of(state: DashState) -> str:
     """What the reader chose: store, window and filters."""
-    chosen = (state.window, state.since, state.until, sorted(state.where().items()))
-    return f"{state.store.shown} {chosen}"
+    return f"{state.store.shown} {sorted(state.chosen.items())}"
 
 
 def find_failures(state: DashState, fields: FailureFields, anew: bool = False) -> None:

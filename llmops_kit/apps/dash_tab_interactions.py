@@ -76,6 +76,8 @@ def read_request(state: DashState, fields: InteractionFields) -> None:
     if not request_id:
         fields.opened = None
         return
+    if fields.opened is not None and fields.opened.request_id != request_id:
+        fields.opened = None  # should this one not come, the other is not taken for it
 
     def done(opened: Opened) -> None:
         if state.request == request_id:
@@ -201,7 +203,7 @@ def interactions_tab(state: DashState) -> pn.viewable.Viewable:
     known: list[Any] = []
 
     def read(*_: Any) -> None:
-        now = [state.filters(), state.window, state.since, state.until, fields.show, fields.search]
+        now = [dict(state.chosen), fields.show, fields.search]
         if now != known:
             known[:], fields.starts = now, [None]
         read_lines(state, fields)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from .running import Tell
+from .running import Tell, keep
 from ..core import Completion, DataError, LLMOpsError, data_path
 from ..evals.cases import TestCase, read_cases
 from ..evals.metrics import contains, exact_match, token_f1
@@ -54,11 +54,8 @@ def _load(folder: Path) -> tuple[EvalReport, datetime]:
         name = Path(error.filename or "").name
         raise DataError(f"there is no {name}.", str(folder), "The run did not end.") from None
     key = (str(folder), stats[0].st_mtime_ns, stats[1].st_mtime_ns)
-    if key not in _loaded:
-        while len(_loaded) > 60:
-            _loaded.pop(next(iter(_loaded)))
-        _loaded[key] = load_report(folder)
-    return _loaded[key], datetime.fromtimestamp(stats[0].st_mtime)
+    report = _loaded.get(key) or keep(_loaded, key, load_report(folder), 60)
+    return report, datetime.fromtimestamp(stats[0].st_mtime)
 
 # %% ../../nbs/90_apps/08_eval_load.ipynb #e9dbaf51
 def find_runs(root: Path, tell: Tell | None = None) -> tuple[list[Run], list[str]]:

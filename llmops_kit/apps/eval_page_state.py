@@ -98,13 +98,16 @@ Looked = tuple[list[Run], list[str]]
 
 def look(state: EvalState) -> None:
     """Read the folder again; where it holds no run, run the sample."""
-    place, uploads = state.place, list(state.uploads)
+    place, alone = state.place, not state.uploads
 
     def read(tell: Tell) -> Looked:
         runs, faults = find_runs(place, tell)
-        return ([*uploads, *runs] or sample_runs(tell)[::-1]), faults  # newest first
+        return (runs or (sample_runs(tell)[::-1] if alone else [])), faults  # newest first
 
-    state.work("read the runs", read, lambda got: take_runs(state, *got))
+    def done(got: Looked) -> None:
+        take_runs(state, [*state.uploads, *got[0]], got[1])
+
+    state.work("read the runs", read, done)
 
 
 def bring(state: EvalState, files: Sequence[tuple[str, bytes]]) -> None:
@@ -117,7 +120,7 @@ def bring(state: EvalState, files: Sequence[tuple[str, bytes]]) -> None:
         shared = [r.key for r in state.runs[1:] if _share(r, run)]
         state.param.update(run_b=run.key, run_a=shared[0] if shared else run.key)
 
-    state.work("read the report", lambda tell: read_uploaded(files), done)
+    state.work("read the report", lambda tell: read_uploaded(files), done, in_turn=True)
 
 
 def _share(one: Run, other: Run) -> bool:

@@ -106,6 +106,7 @@ def run_chain(state: GuardState, fields: ChainFields) -> None:
         return run_sync(guarded_of(state, llm).arun(prompt))
 
     def done(call: GuardedCall) -> None:
+        state.drop("measure the windows")
         fields.param.update(call=call, points=[] if not call.tries else fields.points)
         if call.tries:
             measure_holds(state, fields, call.tries[0].text)

@@ -17,7 +17,7 @@ import param
 from .guard_findings import storable, visible
 from .guard_state import GuardState, Setting
 from .guard_survey import measurable, sample_texts, score_texts, wanted_of
-from .running import Tell
+from .running import Tell, keep
 from .theme import escape
 from ..core import DataError
 from llmops_kit.guardrails.guard_report import (
@@ -131,11 +131,11 @@ KEPT = 40  # columns of the kit's texts that a process keeps
 
 def kept_scores(setting: Setting, tell: Tell) -> Any:
     """(n,) scores of a guard on the kit's texts, computed once in this process."""
-    if setting.guard not in _columns:
-        _columns[setting.guard] = score_texts(setting, sample_texts(), tell)
-        while len(_columns) > KEPT:
-            _columns.pop(next(iter(_columns)))
-    return _columns[setting.guard]
+    known = _columns.get(setting.guard)
+    if known is None:
+        scores = score_texts(setting, sample_texts(), tell)
+        known = keep(_columns, setting.guard, scores, KEPT)
+    return known
 
 
 def measure(state: GuardState, fields: ThresholdFields) -> None:
@@ -143,6 +143,8 @@ def measure(state: GuardState, fields: ThresholdFields) -> None:
     known = choices(state, fields)
     if fields.chosen not in known:
         fields.chosen = next(iter(known), "")
+    for earlier in ("measure the guard", "evaluate the guard"):
+        state.drop(earlier)
     fields.param.update(column=None, evaluation=None, promised=None, note="", waiting=bool(known))
     if not known:
         fields.note = "No guard with a threshold has something to find in these texts."

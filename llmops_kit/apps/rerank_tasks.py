@@ -26,7 +26,7 @@ from llmops_kit.apps.rerank_state import (
     known_questions,
     pipeline_of,
 )
-from .running import Tell
+from .running import Tell, keep
 from .turns import HANDBOOK, MINE, add_files
 from ..core import DataError, Document, Hit, Where
 from ..datasets import Question
@@ -39,6 +39,8 @@ def search(state: RerankState) -> None:
     """Follow the question through the stages; the result goes to `state.trail`."""
     question, known, recipe = state.question.strip(), asked_question(state), state.recipe
     if not question:
+        state.drop("search")
+        state.drop("compare words")
         state.param.update(trail=None, picked="", pairs=[])
         return
 
@@ -68,6 +70,7 @@ def read(state: RerankState) -> None:
     lane, trail = picked_lane(state), state.trail
     second = state.rerankers[state.reranker]
     if lane is None or not isinstance(second, LateInteractionReranker):
+        state.drop("compare words")
         state.pairs = []
         return
     last = trail.stages[-1]
@@ -138,6 +141,7 @@ def measure(state: RerankState) -> None:
     """Follow all known questions through the stages; the result goes to `state.report`."""
     questions, recipe = known_questions(state), state.recipe
     if not questions:
+        state.drop("measure the questions")
         state.param.update(report=None, stale=False, measuring=False)
         return
     shared = recipe.about == HANDBOOK and is_free(state)
@@ -147,17 +151,18 @@ def measure(state: RerankState) -> None:
         report = _reports.get(key) if key else None
         if report is None:
             report = make_report(state, recipe, questions, tell)
-        if key:
-            _reports[key] = report
-            while len(_reports) > KEPT:
-                _reports.pop(next(iter(_reports)))
-        return report
+        return keep(_reports, key, report, KEPT) if key else report
 
     def done(report: StageReport) -> None:
-        state.param.update(report=report, stale=False, measuring=False)
+        same = (state.recipe, known_questions(state)) == (recipe, questions)
+        shown = report if state.about == recipe.about else None  # not that of other documents
+        state.param.update(report=shown, stale=not same, measuring=False)
+
+    def failed() -> None:
+        state.measuring = False
 
     state.measuring = True
-    state.work("measure the questions", run, done)
+    state.work("measure the questions", run, done, failed)
 
 # %% ../../nbs/90_apps/08_rerank_tasks.ipynb #5960d893
 def question_file(
@@ -180,7 +185,10 @@ def question_file(
 # %% ../../nbs/90_apps/08_rerank_tasks.ipynb #7f700480
 def take_documents(state: RerankState, files: Iterable[tuple[str, bytes]]) -> None:
     """Read files as (name, bytes) beside those of this session, then ask them."""
-    given, have = list(files), state.brought.documents
+    given = list(files)
+
+    def run(tell: Tell) -> tuple[dict[str, Document], list[str]]:
+        return add_files(given, state.brought.documents)
 
     def done(result: tuple[dict[str, Document], list[str]]) -> None:
         documents, faults = result
@@ -192,14 +200,14 @@ def take_documents(state: RerankState, files: Iterable[tuple[str, bytes]]) -> No
         if faults:
             raise DataError("\n".join(faults))
 
-    state.work("read your documents", lambda tell: add_files(given, have), done)
+    state.work("read your files", run, done, in_turn=True)
 
 
 def take_questions(state: RerankState, name: str, raw: bytes) -> None:
     """Add the questions of a JSONL or CSV file on the user's documents; wrong rows are named."""
-    documents = list(state.brought.documents.values())
 
     def run(tell: Tell) -> tuple[list[Question], list[str]]:
+        documents = list(state.brought.documents.values())
         if not documents:
             step = "Add the documents first: a question names the quote that answers it."
             raise DataError("there are no documents of yours yet.", name, step)
@@ -217,4 +225,4 @@ def take_questions(state: RerankState, name: str, raw: bytes) -> None:
             head = f"taken from {name}: {len(questions)}. Not taken: {len(faults)}."
             raise DataError("\n".join([head, *faults]))
 
-    state.work("read the questions", run, done)
+    state.work("read your files", run, done, in_turn=True)

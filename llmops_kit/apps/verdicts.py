@@ -80,7 +80,6 @@ def model_controls(state: BiasState, llm: LLM | None) -> list[pn.viewable.Viewab
         return [markup(f'<p class="muted small">{words}</p>', margin=(8, 16), width=268)]
     look: dict[str, Any] = {"width": 262, "margin": (5, 16), "size": "small"}
     fields, stop = state.param, threading.Event()
-    asks = fields.busy.rx() == "ask the model"
 
     def begin(_: Any) -> None:
         stop.clear()
@@ -94,8 +93,8 @@ def model_controls(state: BiasState, llm: LLM | None) -> list[pn.viewable.Viewab
         markup(calls, margin=(8, 16, 0, 16), width=268),
         pmui.IntSlider.from_param(fields.asked, label="Pairs asked", description="", **look),
         pmui.Checkbox.from_param(fields.reference, label="Show it the reference", **look),
-        pmui.Button(label="Ask the model", on_click=begin, disabled=asks, **look),
-        pmui.Button(label="Stop", on_click=halt, visible=asks, variant="outlined", **look),
+        pmui.Button(label="Ask the model", on_click=begin, disabled=fields.asking, **look),
+        pmui.Button(label="Stop", on_click=halt, visible=fields.asking, variant="outlined", **look),
     ]
 
 # %% ../../nbs/90_apps/08_verdicts.ipynb #42c75c23
@@ -164,7 +163,7 @@ def source_told(state: BiasState) -> str:
 
 def turned(state: BiasState) -> None:
     """A dial was turned: judge anew, under a server once the hand rests."""
-    if SIMULATED in state.judges:
+    if SIMULATED in state.judges and not state.choosing:
         if served():
             soon(state, "turn a dial", partial(refresh, state), wait=0.25)
         else:

@@ -183,7 +183,7 @@ def _nameless(requests: UserReading) -> list[str]:
     """That requests name no user, in a sentence."""
     if not requests.unnamed:
         return []
-    if requests.by == "requests":
+    if requests.by == "requests" and requests.unnamed == requests.n:
         return ["No request names a user: give one (a hash will do) to learn how users differ."]
     some = f"{requests.unnamed:,} of {requests.n:,} requests name no user"
     others = "their sessions, or else the requests themselves, are counted as users"

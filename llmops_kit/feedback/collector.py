@@ -6,10 +6,7 @@
 __all__ = ['Collector', 'FeedbackCollector']
 
 # %% ../../nbs/70_feedback/03_collector.ipynb #8bb5da62
-import os
-import threading
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -18,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core import DataError, StoreError, runs_path
-from .background import Background, begin_afresh
+from .background import Background
+from .database import forks
 from .fields import hash_user, new_id, same_id, utc_now
 from .interactions import EXPLICIT, IMPLICIT, Feedback, Interaction
 from .spill import Spill
@@ -83,39 +81,6 @@ def _copied(record: Interaction | Feedback) -> Interaction | Feedback:
     return replace(record)
 
 # %% ../../nbs/70_feedback/03_collector.ipynb #914b2d22
-_turns: "weakref.WeakSet[Any]" = weakref.WeakSet()
-
-
-class _Turn:
-    """Held while a batch is worked on; a fork waits for it, and its child begins with a new one."""
-
-    def __init__(self) -> None:
-        begin_afresh(self)
-        _turns.add(self)
-
-    def begin(self) -> None:
-        """Be free, whoever held it before the fork."""
-        self.lock, self.held = threading.RLock(), False
-
-    def take(self, timeout_s: float = 10.0) -> None:
-        """Wait for the end of the batch."""
-        if self.lock.acquire(timeout=timeout_s):
-            self.held = True
-
-    def give_back(self) -> None:
-        """Let the next batch begin."""
-        if self.held:
-            self.held = False
-            self.lock.release()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=lambda: [one.take() for one in list(_turns)],
-        after_in_parent=lambda: [one.give_back() for one in list(_turns)],
-    )
-
-# %% ../../nbs/70_feedback/03_collector.ipynb #ceeda471
 class Collector:
     """Takes records at once and keeps them on a thread of its own.
 
@@ -135,17 +100,12 @@ class Collector:
     ) -> None:
         self.store, self.redact, self.user_key = store, redact, user_key
         self.spill = Spill(spill or _default_spill(store))
-        self._keeper, self._turn = Keeper(_Telling(store), self.spill, retry_s), _Turn()
-        begin_afresh(self)
+        self._keeper = Keeper(_Telling(store), self.spill, retry_s)
         self._queue: Background[Any] = Background(self._work, size, idle_s=retry_s)
-
-    def begin(self) -> None:
-        """Have a spill file with a lock of its own, as a forked process must."""
-        self.spill = self._keeper.spill = Spill(self.spill.path)
 
     def _work(self, some: list[Any]) -> None:
         keeper, redact = self._keeper, self.redact
-        with self._turn.lock:
+        with forks.wait():  # until the batch is kept
             left = all_redacted(some, redact, keeper.tally) if redact else some
             _keep(keeper, left, lambda: self._queue.closing)
 

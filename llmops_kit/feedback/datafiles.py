@@ -63,6 +63,16 @@ def _bounded(readline: Callable[[int], _Text]) -> Iterator[_Text]:
         yield line
 
 
+_UTF8 = "Save it as UTF-8, in a spreadsheet as CSV UTF-8."
+
+
+def _line(text: bytes, where: str) -> dict[str, Any]:
+    try:
+        return _object(parsed(text.decode("utf-8", "surrogatepass"), where), where)
+    except UnicodeDecodeError as error:
+        raise DataError(f"not UTF-8 at byte {error.start}.", where, _UTF8) from None
+
+
 def _lines(file: IO[bytes], name: str, bad: list[DataError]) -> Iterator[Row]:
     for number, line in enumerate(_bounded(file.readline), start=1):
         if len(bad) >= MOST:
@@ -70,7 +80,7 @@ def _lines(file: IO[bytes], name: str, bad: list[DataError]) -> Iterator[Row]:
         if text := (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).strip():
             where = f"{name}, line {number}"
             try:
-                yield where, _object(parsed(text, where), where)
+                yield where, _line(text, where)
             except DataError as error:
                 bad.append(error)
 
@@ -134,8 +144,10 @@ def _table(file: IO[bytes], name: str, bad: list[DataError]) -> Iterator[Row]:
                 what = f"its cells are {len(cells)}, the columns {len(names)}."
                 bad.append(DataError(what, where, "Quote cells with commas or line breaks."))
     except (csv.Error, UnicodeDecodeError) as error:
-        what = "not UTF-8" if isinstance(error, UnicodeDecodeError) else f"not CSV: {error}"
-        bad.append(DataError(f"{what}; reading ends here.", f"{name}, from line {start}"))
+        coded = isinstance(error, UnicodeDecodeError)
+        what = "not UTF-8" if coded else f"not CSV: {error}"
+        step = _UTF8 if coded else ""
+        bad.append(DataError(f"{what}; reading ends here.", f"{name}, from line {start}", step))
 
 # %% ../../nbs/70_feedback/05_datafiles.ipynb #aa08ce04
 def _python_rows(batch: Any, places: list[str], bad: list[DataError]) -> Iterator[Row]:

@@ -53,8 +53,10 @@ _NESTED = (dict[str, str], list[str], list[dict[str, Any]], dict[str, Any])
 
 
 def _is_map(value: Any) -> bool:
-    """Whether it is a map of Parquet: pairs, or none."""
-    return isinstance(value, list) and all(isinstance(one, tuple) for one in value)
+    """Whether it is a map of Parquet: pairs, or none; a data frame makes lists of the pairs."""
+    if not isinstance(value, list):
+        return False
+    return all(isinstance(one, (tuple, list)) and len(one) == 2 for one in value)
 
 
 _HINTS: dict[Any, dict[str, Any]] = {one: get_type_hints(one) for one in (Interaction, Feedback)}
@@ -72,7 +74,7 @@ def from_row(row: dict[str, Any], where: str, cells: bool = False) -> Interactio
         if hint in _NESTED and isinstance(value, str):
             value = parsed(value, place)
         elif hint == dict[str, str] and _is_map(value):
-            value = dict(value)
+            value = {str(key): text for key, text in value}
         elif isinstance(value, str) and (cells or hint is not str):
             value = from_cell(value, hint, place)
         fields[name] = value

@@ -120,12 +120,14 @@ def as_page(report: FeedbackReport, title: str = "Feedback report") -> str:
     alerts = pd.DataFrame(
         {"time (UTC)": f"{one.time:%Y-%m-%d %H:%M}", "alert": one.message} for one in report.alerts
     )
+    whole = "The rules look at all requests, whatever the report is narrowed to."
+    whole = whole if report.where else ""
     parts = [
         *_top(report),
         _section("Metrics", overview(report), "", about=_STATES),
         _notes(report.remarks) if report.remarks else "",
         *_days(report),
-        _section("Alerts", alerts, "The rules would have raised none.", "alerts.csv"),
+        _section("Alerts", alerts, "The rules would have raised none.", "alerts.csv", whole),
         _failed(report),
         _corrected(report),
         *(_by_label(report, label) for label in report.breakdowns),

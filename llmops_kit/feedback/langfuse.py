@@ -148,10 +148,13 @@ def _ending(root: Mapping[str, Any], calls: list[dict[str, Any]], answered: str)
 
 
 def _versions(merged: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, str]:
-    prompt = last.get("prompt_name")
-    found = {"release": merged.get("release"), "version": merged.get("version")}
-    found |= {"prompt": f"{prompt}:{last.get('prompt_version')}" if prompt else None}
-    return {key: str(one)[:200] for key, one in found.items() if one}
+    """What the trace names; a number of a table with gaps is a float there: 3.0 is version 3."""
+    name, number = last.get("prompt_name"), last.get("prompt_version")
+    found = {name: merged.get(name) for name in ("release", "version")}
+    if not missing(name):
+        version = "" if missing(number) else f":{number}".removesuffix(".0")
+        found["prompt"] = f"{name}{version}"
+    return {key: str(one)[:200] for key, one in found.items() if not missing(one)}
 
 # %% ../../nbs/70_feedback/05_tools_langfuse.ipynb #e792d05b
 def langfuse_interaction(

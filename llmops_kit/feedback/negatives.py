@@ -53,10 +53,15 @@ QUALITY = (
 )
 
 # %% ../../nbs/70_feedback/07_negatives.ipynb #8733856d
+def _liked(rating: Feedback) -> bool:
+    return rating.kind == "thumbs_up" or (rating.kind == "stars" and (rating.value or 0) >= 4)
+
+
 def _rating(feedback: Sequence[Feedback]) -> Feedback | None:
-    """The newest rating that a user gave."""
-    rated = [one for one in feedback if one.kind in ("thumbs_up", "thumbs_down", "stars")]
-    return max(rated, key=lambda one: (one.time, one.id), default=None)
+    """The newest rating that a user gave; of two at one moment the bad one, as in the metrics."""
+    kinds = ("thumbs_up", "thumbs_down", "stars")
+    rated = [one for one in feedback if one.source == "explicit" and one.kind in kinds]
+    return max(rated, key=lambda one: (one.time, not _liked(one), one.id), default=None)
 
 
 def reasons_of(interaction: Interaction, feedback: Sequence[Feedback]) -> dict[str, float]:
@@ -67,7 +72,7 @@ def reasons_of(interaction: Interaction, feedback: Sequence[Feedback]) -> dict[s
     """
     rating = _rating(feedback)
     stars = int(rating.value or 0) if rating and rating.kind == "stars" else None
-    liked = rating is not None and (rating.kind == "thumbs_up" or (stars or 0) >= 4)
+    liked = rating is not None and _liked(rating)
     names = {"error"} if interaction.finish_reason == "error" or interaction.error else set()
     if rating and not liked:
         names.add(rating.kind if stars is None else f"stars_{stars}")

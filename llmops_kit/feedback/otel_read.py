@@ -104,6 +104,9 @@ def spans_of(row: Mapping[str, Any], where: str, bad: list[DataError]) -> Iterat
 _CALLS = ("chat", "text_completion", "generate_content", "completion", "inference")
 _AROUND = ("CHAIN", "AGENT", "WORKFLOW", "TASK")
 _HELPERS = {"embeddings": "EMBEDDING", "retrieval": "RETRIEVER", "execute_tool": "TOOL"}
+_HELPERS |= dict.fromkeys(("create_agent", "create_memory_store", "delete_memory_store"), "SETUP")
+_MEMORY = ("create", "search", "update", "upsert", "delete")
+_HELPERS |= {f"{verb}_memory": "MEMORY" for verb in _MEMORY}
 
 
 def kind_of(span: TracedSpan) -> str:

@@ -105,9 +105,10 @@ def in_short(report: FeedbackReport) -> list[str]:
     """Targets, changes, alerts and failures, a sentence or two each."""
     if not report.metrics["requests"].n:
         return ["There is no interaction in this window."]
-    alerts = "The rules would have raised no alert."
+    of = ", which look at all requests," if report.where else ""
+    alerts = f"The rules{of} would have raised no alert."
     if report.alerts:
-        alerts = f"The rules would have raised {len(report.alerts)} alerts"
+        alerts = f"The rules{of} would have raised {len(report.alerts)} alerts"
         alerts += f", the last on {report.alerts[-1].time:%Y-%m-%d %H:%M} UTC."
     return [_targets(report), _changes(report), alerts, _went_wrong(report)]
 

@@ -87,7 +87,8 @@ def _error(request: Request, response: str) -> str:
     if not (request.root.failed or (failed and not response)):
         return ""
     one = request.root if request.root.failed and request.root.message else failed[-1]
-    at: dict[str, Any] = next((e["attributes"] for e in one.events if e["name"] == "exception"), {})
+    thrown = (e["attributes"] for e in one.events if str(e["name"]).endswith("exception"))
+    at: dict[str, Any] = next(thrown, {})
     kind = one.attributes.get("error.type") or at.get("exception.type") or ""
     what = one.message or at.get("exception.message") or ""
     return f"{kind}: {what}".strip(": ") or "error"
@@ -129,6 +130,13 @@ def _ending(request: Request, last: TracedSpan, response: str) -> dict[str, str]
     return {"finish_reason": str(reasons[0] if isinstance(reasons, list) else reasons)}
 
 # %% ../../nbs/70_feedback/05_spans.ipynb #f513ab8c
+def _prompt_version(span: TracedSpan) -> str:
+    """The version of its prompt's template; GenAI has it beside a name, hence name:version."""
+    at, names = span.attributes, ("gen_ai.prompt.name", "gen_ai.prompt.version")
+    named = ":".join(str(at[name]) for name in names if at.get(name))
+    return str(first(at, ("llm.prompt_template.version",)) or named)
+
+
 def _about(
     request: Request, calls: list[TracedSpan], user_key: str | bytes, left_out: Counter[str]
 ) -> dict[str, Any]:
@@ -137,7 +145,7 @@ def _about(
     for span in reversed([root, *request.spans]):
         merged |= span.attributes
     model = first(calls[-1].attributes, _MODELS) or first(root.attributes, _MODELS)
-    version = first(merged, ("llm.prompt_template.version", "gen_ai.prompt.name"))
+    version = next(filter(None, (_prompt_version(one) for one in (root, *request.spans))), "")
     versions = {"prompt": version, "service": merged.get("service.version")}
     answering = first(calls[-1].attributes, ("gen_ai.response.model",))
     versions["model"] = None if answering == model else answering
