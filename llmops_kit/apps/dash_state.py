@@ -187,7 +187,7 @@ class DashState(DashShown):
         if not looked_at():
             return
         if self._shown is None:
-            if not self.busy:
+            if "open the store" in self._failures and not self.busy:
                 self.open()
             return
         with self.attempt("look for news"):
