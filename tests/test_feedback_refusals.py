@@ -1,12 +1,12 @@
 """Stores of another make, which raise what they like: what is put aside, and what waits."""
 
 import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import eventually
 
 from llmops_kit.core import DataError, StoreError
 from llmops_kit.feedback.collector import FeedbackCollector
@@ -24,14 +24,6 @@ class Foreign:
         if self.down or any(one.response == "poison" for one in records):
             raise self.error
         self.rows.update({one.request_id: one for one in records})
-
-
-def until(holds: Callable[[], object]) -> bool:
-    """Whether it holds within two minutes."""
-    deadline = time.monotonic() + 120
-    while not holds() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return bool(holds())
 
 
 def balanced(one: FeedbackCollector) -> bool:
@@ -71,7 +63,7 @@ def test_an_outage_puts_nothing_aside(tmp_path: Path, error: Exception) -> None:
     assert one.flush()
     assert (one.counters.spilled, one.counters.refused) == (100, 0)
     store.down = False
-    assert until(lambda: one.counters.recovered == 100)
+    assert eventually(lambda: one.counters.recovered == 100)
     assert one.counters.refused == 0
     assert one.close()
 
@@ -81,11 +73,11 @@ def test_an_old_spill_file_with_a_poisoned_record_blocks_nothing(tmp_path: Path)
     spill.append(Interaction(f"r{n}", response="poison" if n == 3 else "r") for n in range(9))
     store = Foreign(ValueError("odd"))
     one = FeedbackCollector(store, spill=spill.path, retry_s=0.05)
-    assert until(lambda: "odd" in one.counters.problem)
+    assert eventually(lambda: "odd" in one.counters.problem)
     assert spill.waits()  # nothing was taken yet: it may be down
     assert one.counters.refused == 0
     one.log_interaction("new", "p", "r")
-    assert until(lambda: not spill.waits())
+    assert eventually(lambda: not spill.waits())
     assert one.close()
     assert set(store.rows) == {f"r{n}" for n in range(9) if n != 3} | {"new"}
     assert (one.counters.refused, one.counters.recovered) == (1, 8)
@@ -107,7 +99,7 @@ def test_a_store_that_fails_now_and_then_loses_nothing(tmp_path: Path) -> None:
         if number % 5 == 0:
             assert one.flush()
     assert one.flush()
-    assert until(lambda: len(store.rows) == 60)
+    assert eventually(lambda: len(store.rows) == 60)
     assert (one.counters.refused, one.counters.lost) == (0, 0)
     assert one.close()
 

@@ -432,11 +432,31 @@ def store(tmp_path: Path) -> FeedbackStore:
     return store
 
 
-async def opened(store: FeedbackStore) -> DashState:
+def opening(store: FeedbackStore) -> DashState:
+    """A dashboard that opens its store; without a server it is open at once."""
     state = DashState(store, now=NOON)
     state.open()
+    return state
+
+
+async def opened(store: FeedbackStore) -> DashState:
+    state = opening(store)
     await idle(state)
     return state
+
+
+def test_the_clock_opens_no_store_before_the_page_is_drawn(
+    served: None, store: FeedbackStore, monkeypatch: Any
+) -> None:
+    async def scene() -> None:
+        monkeypatch.setattr(dash_state, "looked_at", lambda: True)
+        state = DashState(store, now=NOON)
+        await state.refresh()
+        assert not state.busy
+        await idle(state)
+        assert state.version == 0
+
+    play(scene)
 
 
 def test_what_failed_is_read_again_when_the_store_is_back(
@@ -593,13 +613,11 @@ EPISODE = _episode()
 def test_news_do_not_turn_the_page_back(store: FeedbackStore, monkeypatch: Any) -> None:
     from llmops_kit.apps import dash_tab_corrections
 
-    made: Any = dash_tab_corrections.sort_corrections(
-        store, DashStateAt(store).span(), {}, lambda _: None
-    )
+    state, fields = opening(store), CorrectionFields()
+    made: Any = dash_tab_corrections.sort_corrections(store, state.span(), {}, lambda _: None)
     rows = [made] * 60
     monkeypatch.setattr(dash_tab_corrections, "sort_corrections", lambda *_: made)
     object.__setattr__(made.found, "rows", rows)
-    state, fields = DashStateAt(store), CorrectionFields()
     find_corrections(state, fields)
     fields.page = 1
     state.renew()
@@ -608,9 +626,3 @@ def test_news_do_not_turn_the_page_back(store: FeedbackStore, monkeypatch: Any) 
     state.model = "small"
     find_corrections(state, fields)
     assert fields.page == 0
-
-
-def DashStateAt(store: FeedbackStore) -> DashState:
-    state = DashState(store, now=NOON)
-    state.open()
-    return state
