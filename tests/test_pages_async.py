@@ -8,10 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import panel as pn
 import pytest
 
 from llmops_kit.apps import bias_tally, bias_tasks, dash_state, rerank_tasks, running, turns
-from llmops_kit.apps.ask import AskHandbook
+from llmops_kit.apps.ask import EXAMPLES, AskHandbook, Bubble
+from llmops_kit.apps.assist_exchange import Exchange
+from llmops_kit.apps.assistant import Assistant
 from llmops_kit.apps.bias_state import LLMBAR, PAIRS, SAMPLE, BiasState, Material
 from llmops_kit.apps.bias_tasks import open_material, take_run
 from llmops_kit.apps.dash_state import DashState
@@ -19,14 +22,17 @@ from llmops_kit.apps.dash_tab_alert_bench import BenchFields, apply_text, run_ba
 from llmops_kit.apps.dash_tab_corrections import CorrectionFields, find_corrections
 from llmops_kit.apps.dash_tab_failures import FailureFields, find_failures
 from llmops_kit.apps.eval_page_state import EvalState, bring, look
+from llmops_kit.apps.passages import Clickable
 from llmops_kit.apps.rerank_state import RerankState
 from llmops_kit.apps.rerank_tasks import measure, search
 from llmops_kit.apps.running import Tell, Working
-from llmops_kit.apps.turns import MINE
+from llmops_kit.apps.turns import MINE, Turn
 from llmops_kit.core import DataError, StoreError
 from llmops_kit.extractive import ExtractiveLLM
+from llmops_kit.feedback.collector import FeedbackCollector
 from llmops_kit.feedback.feedback_store import FeedbackStore
 from llmops_kit.feedback.interactions import Interaction, as_utc
+from llmops_kit.service import HandbookService
 
 SOON = 60  # seconds until something must have happened
 
@@ -239,6 +245,32 @@ def test_a_second_press_asks_nothing() -> None:
         await until(lambda: len(app.turns) == 2 and app.turns[-1].answer)
 
     play(scene)
+
+
+def test_an_answer_is_one_pane_from_its_first_word_to_its_buttons(store: FeedbackStore) -> None:
+    """A chat loses a pane that takes the place of one which the browser is still building."""
+    collector = FeedbackCollector(store)
+    service = HandbookService(collector, ExtractiveLLM())
+
+    def gone() -> HandbookService:
+        raise StoreError("no answer.", "store")
+
+    async def scene() -> None:
+        ask, talk, lame = AskHandbook(ExtractiveLLM()), Assistant(service, ""), Assistant(None, "")
+        lame.service = gone
+        for app, kind, says in (
+            (ask, Turn, "8,000 EUR"),
+            (talk, Exchange, "8,000 EUR"),
+            (lame, Exchange, "no answer"),
+        ):
+            replies = app.chat.callback(Bubble(kind(EXAMPLES[0])), "User", app.chat)
+            (reply,) = [reply async for reply in replies]
+            pane = pn.panel(reply)
+            assert pn.panel(reply) is pane
+            assert says in pane.select(Clickable)[0].html
+
+    play(scene)
+    collector.close()
 
 
 def test_an_answer_ends_with_its_session() -> None:

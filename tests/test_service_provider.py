@@ -51,7 +51,8 @@ class Log:
         state, turn = AssistantState(service, user=""), Exchange(QUESTION)
         state.turns = [turn]
         opinion = state.opinion_of(turn, service.collector)
-        run_sync(answered(state, turn, ReplyPane(opinion, lambda _: None, lambda: None)))
+        pane = ReplyPane(turn, lambda _: None, lambda: None).judged_by(opinion)
+        run_sync(answered(state, turn, pane))
         return turn, self.store.get(Interaction, [turn.request_id])[turn.request_id]
 
     def metrics(self, *rows: Interaction) -> Any:

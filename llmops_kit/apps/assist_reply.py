@@ -13,7 +13,7 @@ from typing import Any
 import panel as pn
 import param
 
-from .assist_exchange import exchange_html
+from .assist_exchange import Exchange, exchange_html
 from llmops_kit.apps.assist_opinion import (
     ACTS,
     CATEGORIES,
@@ -170,82 +170,91 @@ def correction_form(
 class Reply(pn.viewable.Viewer):
     """The reply to a turn: its markup as it grows, its buttons once it is over, and the form.
 
-    `open(number)` shows a source, `again()` asks once more, `changed()` hears of each press.
+    `open(number)` shows a source, `again()` asks once more, `changed()` hears of each press. It is
+    one pane from the first moment on; the buttons come with an opinion, which `judged_by` brings.
     """
 
     def __init__(
         self,
-        opinion: Opinion,
+        turn: Exchange,
         open: Callable[[int], None],
         again: Callable[[], None],
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__()
-        self.opinion, self.again, self.changed = opinion, again, changed
+        self.turn, self.again, self.changed = turn, again, changed
+        self.opinion: Opinion | None = None
         self.view = ReplyView(open, self.act)
         self.form = pn.Column(visible=False, margin=0, sizing_mode="stretch_width")
+        self.pane = pn.Column(self.view, self.form, margin=0, sizing_mode="stretch_width")
+        self.draw()
+
+    def judged_by(self, opinion: Opinion) -> "Reply":
+        """Take an opinion of this turn: its buttons are shown from now on; the reply itself."""
+        self.opinion = opinion
         opinion.param.watch(lambda *_: self.draw_bar(), ["thumb", "correction", "told"])
         self.draw()
+        return self
 
     def draw(self, html: str = "") -> None:
         """Show markup of the turn, or the turn as it stands, and the buttons if it is over."""
-        self.view.param.update(
-            html=html or exchange_html(self.opinion.turn), plain=self.opinion.turn.text
-        )
+        self.view.param.update(html=html or exchange_html(self.turn), plain=self.turn.text)
         self.draw_bar()
 
     def draw_bar(self) -> None:
         """Show the buttons as the opinion has them."""
-        self.view.bar = actions_html(self.opinion, self.form.visible)
+        opinion = self.opinion
+        self.view.bar = actions_html(opinion, self.form.visible) if opinion else ""
 
     def act(self, act: str) -> None:
         """Do what a button says; nothing before the answer is over."""
-        if not self.opinion.turn.over:
+        opinion = self.opinion
+        if opinion is None or not self.turn.over:
             return
         try:
-            _DOES[act](self, act)
+            _DOES[act](self, opinion, act)
         except Exception as error:
-            self.opinion.told = sentence_for(error, "keep this")
+            opinion.told = sentence_for(error, "keep this")
         self.draw_bar()
 
-    def settle(self, sent: dict[str, Any]) -> None:
+    def settle(self, opinion: Opinion, sent: dict[str, Any]) -> None:
         """Ask the store for what was sent, and say the answer beside the buttons."""
 
         async def ask() -> None:
             try:
-                await self.opinion.settle(sent)
+                await opinion.settle(sent)
             except Exception as error:
-                self.opinion.told = sentence_for(error, "ask the store")
+                opinion.told = sentence_for(error, "ask the store")
             self.changed()
 
         if sent:
             pn.state.execute(ask)
 
-    def edit(self, show: bool) -> None:
+    def edit(self, opinion: Opinion, show: bool) -> None:
         """Open or close the form."""
         if show and not self.form.objects:
-            self.form.append(correction_form(self.opinion, self.settle))
+            self.form.append(correction_form(opinion, partial(self.settle, opinion)))
         self.form.visible = show
 
     def __panel__(self) -> pn.viewable.Viewable:
-        return pn.Column(self.view, self.form, margin=0, sizing_mode="stretch_width")
+        return self.pane
 
 # %% ../../nbs/90_apps/09_assist_reply.ipynb #030307e5
-def _thumb(reply: Reply, act: str) -> None:
-    reply.settle(press(reply.opinion, act))
-    if reply.opinion.thumb == "thumbs_down":
-        reply.edit(True)
+def _thumb(reply: Reply, opinion: Opinion, act: str) -> None:
+    reply.settle(opinion, press(opinion, act))
+    if opinion.thumb == "thumbs_down":
+        reply.edit(opinion, True)
 
 
-def _copied(reply: Reply, act: str) -> None:
-    note(reply.opinion, act)
+def _copied(reply: Reply, opinion: Opinion, act: str) -> None:
+    note(opinion, act)
     reply.changed()
 
 
-_DOES: dict[str, Callable[[Reply, str], None]] = {
+_DOES: dict[str, Callable[[Reply, Opinion, str], None]] = {
     **dict.fromkeys(THUMBS, _thumb),
-    "correct": lambda reply, _: reply.edit(not reply.form.visible),
+    "correct": lambda reply, opinion, _: reply.edit(opinion, not reply.form.visible),
     "copied": _copied,
-    "again": lambda reply, _: reply.again(),
-    "close": lambda reply, _: reply.edit(False),
+    "again": lambda reply, *_: reply.again(),
+    "close": lambda reply, opinion, _: reply.edit(opinion, False),
 }

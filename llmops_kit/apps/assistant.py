@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 import panel as pn
 
 from .ask import Bubble, beside_passage, chat_for, example_chips, is_free
-from .assist_exchange import Exchange, exchange_html
+from .assist_exchange import Exchange
 from .assist_opinion import note
 from .assist_reply import Reply
 from .assist_session import AssistantState, answered, conversation_rows, observed
 from .panes import code_pane, csv_button
-from .passages import Clickable
 from .running import sentence_for, served
 from .theme import escape, markup
 from .turns import EMPTY
@@ -32,25 +31,25 @@ if TYPE_CHECKING:
 # %% ../../nbs/90_apps/10_assistant.ipynb #bc783f95
 async def _reply(
     app: "Assistant", bubble: Bubble, user: str, chat: Any
-) -> AsyncGenerator[pn.viewable.Viewable | Reply, None]:
+) -> AsyncGenerator[Reply, None]:
     turn: Any = bubble.turn
     bubble.begun = True
     turn.status = "opening the service"
-    yield Clickable(html=exchange_html(turn))
+
+    def changed() -> None:
+        observed(app, app.service().collector)
+
+    reply = Reply(turn, partial(app.open, turn), partial(app.retry, turn), changed)
+    yield reply
     app.turns = [*app.turns, turn]
     try:
         service = await asyncio.to_thread(app.service)
     except Exception as error:
         turn.state, turn.problem = "failed", sentence_for(error, "open the service")
-        yield Clickable(html=exchange_html(turn))
+        reply.draw()
         return
     turn.status = ""
-    opinion = app.opinion_of(turn, service.collector)
-    again = partial(app.retry, turn)
-    reply = Reply(
-        opinion, partial(app.open, turn), again, partial(observed, app, service.collector)
-    )
-    yield reply
+    reply.judged_by(app.opinion_of(turn, service.collector))
     await answered(app, turn, reply)
 
 
