@@ -11,7 +11,7 @@ import pytest
 from patience import eventually, in_a_fork
 
 from llmops_kit.core import StoreError
-from llmops_kit.feedback import database
+from llmops_kit.feedback import forks as waiting
 from llmops_kit.feedback.collector import FeedbackCollector
 from llmops_kit.feedback.feedback_store import FeedbackStore, Written
 from llmops_kit.feedback.interactions import Interaction
@@ -32,7 +32,7 @@ def test_a_fork_waits_for_the_transaction_of_the_writer(
             time.sleep(0.1)  # without the wait the fork is now
 
     os.register_at_fork(before=forking.set)  # called before the store's own
-    monkeypatch.setattr(database, "_FORK_WAITS_S", 600)
+    monkeypatch.setattr(waiting, "_WAITS_S", 600)
     writer = threading.Thread(target=write)
     writer.start()
     assert inside.wait(60)
@@ -58,7 +58,7 @@ def test_a_fork_waits_for_the_batch_of_a_collector(
                 kept.extend(record.request_id for record in records)
 
     os.register_at_fork(before=forking.set)
-    monkeypatch.setattr(database, "_FORK_WAITS_S", 600)
+    monkeypatch.setattr(waiting, "_WAITS_S", 600)
     one = FeedbackCollector(Locked(), spill=tmp_path / "spill")
     one.log_interaction("parent", "p", "r")
     assert inside.wait(60)
@@ -102,8 +102,8 @@ def test_a_fork_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.Monke
     inside, go = threading.Event(), threading.Event()
 
     def free() -> bool:
-        with database.forks.wait():  # nobody is in the middle of anything here
-            return len(database.forks.busy) == 1
+        with waiting.forks.wait():  # nobody is in the middle of anything here
+            return len(waiting.forks._busy) == 1
 
     class Stuck:
         def write(self, records: Sequence[Any]) -> None:
@@ -111,7 +111,7 @@ def test_a_fork_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.Monke
             assert go.wait(600)
 
     one = FeedbackCollector(Stuck(), spill=tmp_path / "spill")
-    monkeypatch.setattr(database, "_FORK_WAITS_S", 0.01)
+    monkeypatch.setattr(waiting, "_WAITS_S", 0.01)
     one.log_interaction("parent", "p", "r")
     assert inside.wait(60)
     try:

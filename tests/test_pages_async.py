@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,8 +174,9 @@ def test_threads_share_a_memory() -> None:
     sys.setswitchinterval(1e-6)
     try:
         with ThreadPoolExecutor(4) as pool:
-            jobs = [pool.submit(lambda n=n: [running.keep(memory, n * 3_000 + i, i, 5)
-                                             for i in range(3_000)]) for n in range(4)]  # fmt: skip
+            jobs = [pool.submit(lambda n=n: [
+                running.kept(memory, n * 3_000 + i, partial(int, i), 5) for i in range(3_000)
+            ]) for n in range(4)]  # fmt: skip
             assert all(job.result() == list(range(3_000)) for job in jobs)
     finally:
         sys.setswitchinterval(before)

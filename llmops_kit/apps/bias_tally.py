@@ -9,6 +9,7 @@ __all__ = ['PIECE', 'KEPT', 'judge_in_pieces', 'judged_here', 'run_of', 'mitigat
 # %% ../../nbs/90_apps/08_bias_tally.ipynb #b56da39e
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from llmops_kit.apps.bias_judges import (
@@ -20,7 +21,7 @@ from llmops_kit.apps.bias_judges import (
 )
 from .bias_lens import Findings, measure_run, told
 from .bias_state import MINE, MOST, BiasState, Plan
-from .running import Tell, keep
+from .running import Tell, kept
 from ..evals.judge_runs import Runs, Verdict
 from llmops_kit.evals.pairwise import (
     AnswerPair,
@@ -62,11 +63,8 @@ def judged_here(
     memory = state.kept if own else _shared
     dials = plan.dials if name == SIMULATED else None
     key = (plan.material.name, tuple(plan.material.pairs), name, dials)
-    known = memory.get(key)
-    if known is None:
-        made = judge_in_pieces(judge, list(plan.material.pairs.values()), tell)
-        known = keep(memory, key, made, KEPT)
-    return known
+    pairs = list(plan.material.pairs.values())
+    return kept(memory, key, lambda: judge_in_pieces(judge, pairs, tell), KEPT)
 
 
 def run_of(state: BiasState, plan: Plan, name: str, tell: Tell) -> list[Verdict]:
@@ -81,13 +79,13 @@ def run_of(state: BiasState, plan: Plan, name: str, tell: Tell) -> list[Verdict]
 def mitigated_once(state: BiasState, plan: Plan, runs: Runs) -> tuple[Runs, list[str]]:
     """What the mitigations make of these runs, and what could not be done; made once for them."""
     key = (plan.mitigations, *map(id, runs.values()))
-    known = state.kept.get(key)
-    if known is None:
-        pairs = list(plan.material.pairs.values())
-        # the lists are kept as well, so that no other list gets their ids
-        made = (*mitigated(runs, pairs, plan.mitigations), list(runs.values()))
-        known = keep(state.kept, key, made, KEPT)
-    return known[0], known[1]
+    pairs = list(plan.material.pairs.values())
+
+    def make() -> tuple[Any, ...]:  # the lists are kept as well, so that no other gets their ids
+        return *mitigated(runs, pairs, plan.mitigations), list(runs.values())
+
+    made, notes, _ = kept(state.kept, key, make, KEPT)
+    return made, notes
 
 
 def runs_of(state: BiasState, plan: Plan, tell: Tell) -> tuple[Runs, list[str]]:
@@ -102,6 +100,10 @@ def runs_of(state: BiasState, plan: Plan, tell: Tell) -> tuple[Runs, list[str]]:
     return {**runs, **made}, list(notes)
 
 # %% ../../nbs/90_apps/08_bias_tally.ipynb #599504b8
+def _measured(run: list[Verdict]) -> tuple[Findings, list[Verdict]]:
+    return measure_run(run), run  # the list is kept, so is its id
+
+
 def findings_of(state: BiasState, plan: Plan, tell: Tell) -> tuple[list[Findings], str]:
     """The measurements of all runs of the plan, and notes on what was left out."""
     runs, notes = runs_of(state, plan, tell)
@@ -111,10 +113,7 @@ def findings_of(state: BiasState, plan: Plan, tell: Tell) -> tuple[list[Findings
     for number, verdicts in enumerate(list(runs.values())[:MOST]):
         tell(number / len(runs))
         key = ("findings", id(verdicts))
-        known = state.kept.get(key)
-        if known is None:  # the list is kept, so is its id
-            known = keep(state.kept, key, (measure_run(verdicts), verdicts), KEPT)
-        found.append(known[0])
+        found.append(kept(state.kept, key, partial(_measured, verdicts), KEPT)[0])
     return found, "\n".join(notes)
 
 # %% ../../nbs/90_apps/08_bias_tally.ipynb #97d63b39

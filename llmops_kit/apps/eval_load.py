@@ -12,9 +12,10 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
-from .running import Tell, keep
+from .running import Tell, kept
 from ..core import Completion, DataError, LLMOpsError, data_path
 from ..evals.cases import TestCase, read_cases
 from ..evals.metrics import contains, exact_match, token_f1
@@ -54,7 +55,7 @@ def _load(folder: Path) -> tuple[EvalReport, datetime]:
         name = Path(error.filename or "").name
         raise DataError(f"there is no {name}.", str(folder), "The run did not end.") from None
     key = (str(folder), stats[0].st_mtime_ns, stats[1].st_mtime_ns)
-    report = _loaded.get(key) or keep(_loaded, key, load_report(folder), 60)
+    report = kept(_loaded, key, partial(load_report, folder), 60)
     return report, datetime.fromtimestamp(stats[0].st_mtime)
 
 # %% ../../nbs/90_apps/08_eval_load.ipynb #e9dbaf51

@@ -10,6 +10,7 @@ __all__ = ['SAMPLE', 'MINE', 'RATES', 'KEPT', 'ThresholdFields', 'key_of', 'choi
 # %% ../../nbs/90_apps/09_guard_tab_scores.ipynb #405f6021
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import param
@@ -17,7 +18,7 @@ import param
 from .guard_findings import storable, visible
 from .guard_state import GuardState, Setting
 from .guard_survey import measurable, sample_texts, score_texts, wanted_of
-from .running import Tell, keep
+from .running import Tell, kept
 from .theme import escape
 from ..core import DataError
 from llmops_kit.guardrails.guard_report import (
@@ -131,11 +132,8 @@ KEPT = 40  # columns of the kit's texts that a process keeps
 
 def kept_scores(setting: Setting, tell: Tell) -> Any:
     """(n,) scores of a guard on the kit's texts, computed once in this process."""
-    known = _columns.get(setting.guard)
-    if known is None:
-        scores = score_texts(setting, sample_texts(), tell)
-        known = keep(_columns, setting.guard, scores, KEPT)
-    return known
+    make = partial(score_texts, setting, sample_texts(), tell)
+    return kept(_columns, setting.guard, make, KEPT)
 
 
 def measure(state: GuardState, fields: ThresholdFields) -> None:

@@ -10,6 +10,7 @@ __all__ = ['KEPT', 'search', 'read', 'picked_lane', 'pick', 'Telling', 'make_rep
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from llmops_kit.apps.rerank_state import (
     known_questions,
     pipeline_of,
 )
-from .running import Tell, keep
+from .running import Tell, kept
 from .turns import HANDBOOK, MINE, add_files
 from ..core import DataError, Document, Hit, Where
 from ..datasets import Question
@@ -148,10 +149,8 @@ def measure(state: RerankState) -> None:
     key = (recipe, state.split) if shared else None
 
     def run(tell: Tell) -> StageReport:
-        report = _reports.get(key) if key else None
-        if report is None:
-            report = make_report(state, recipe, questions, tell)
-        return keep(_reports, key, report, KEPT) if key else report
+        make = partial(make_report, state, recipe, questions, tell)
+        return kept(_reports, key, make, KEPT) if key else make()
 
     def done(report: StageReport) -> None:
         same = (state.recipe, known_questions(state)) == (recipe, questions)

@@ -8,6 +8,7 @@ __all__ = ['START', 'WAYS', 'THREADED', 'Cut', 'KEPT', 'ChunkingState', 'golds_o
 
 # %% ../../nbs/90_apps/05_workspace.ipynb #ff81690f
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import param
 
 from .cuts import Gold, Setting, Way
 from .effects import ReportingEmbedder, effect_rows, measure_way
-from .running import Tell, keep
+from .running import Tell, kept
 from .shell import App
 from ..core import Chunk, DataError, Document
 from ..datasets import Question
@@ -201,11 +202,12 @@ def measure(state: ChunkingState) -> None:
         found = {}
         for i, (name, way) in enumerate(ways.items()):
             key = (way, state.split, search, k) if sample else None
-            part = lambda share, i=i: tell((i + share) / len(ways))  # noqa: E731
-            report = _measured.get(key) if key else None
-            if report is None:
-                report = measure_way(way, documents, questions, k, search, part)
-            found[name] = keep(_measured, key, report, KEPT) if key else report
+
+            def part(share: float, i: int = i) -> None:
+                tell((i + share) / len(ways))
+
+            make = partial(measure_way, way, documents, questions, k, search, part)
+            found[name] = kept(_measured, key, make, KEPT) if key else make()
         return effect_rows(found)
 
     def done(rows: "pd.DataFrame") -> None:

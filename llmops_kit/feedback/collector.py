@@ -16,8 +16,8 @@ from typing import Any
 
 from ..core import DataError, StoreError, runs_path
 from .background import Background
-from .database import forks
 from .fields import hash_user, new_id, same_id, utc_now
+from .forks import forks
 from .interactions import EXPLICIT, IMPLICIT, Feedback, Interaction
 from .spill import Spill
 from .storing import Counters, Keeper, Writes, all_redacted, read_back

@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..core import DataError, append_jsonl, iter_jsonl
-from .background import begin_afresh
+from .forks import forks
 from .interactions import Feedback, Interaction, new_id, storable
 
 # %% ../../nbs/70_feedback/02_spill.ipynb #433eabfc
@@ -85,7 +85,7 @@ class Spill:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).expanduser().absolute()  # the same one after a chdir
         self.refused = self.path.with_name(f"{self.path.name}.refused")
-        begin_afresh(self)
+        forks.begin_afresh(self)
 
     def begin(self) -> None:
         """Have a lock that nobody holds, as a forked process must."""

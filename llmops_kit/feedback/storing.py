@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from ..core import DataError, Finding, Record, StoreError
-from .background import begin_afresh
+from .forks import forks
 from .interactions import Feedback, Interaction
 from .spill import Spill
 
@@ -59,7 +59,7 @@ class Tally:
     """Counts what becomes of records and keeps the last problem; safe in threads and forks."""
 
     def __init__(self) -> None:
-        begin_afresh(self)
+        forks.begin_afresh(self)
 
     def begin(self) -> None:
         """Start from zero."""
