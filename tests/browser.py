@@ -170,8 +170,19 @@ def watched(browser: Any, width: int = 1280, height: int = 900) -> Iterator[tupl
     watch.on(page)
     try:
         yield page, watch
+    except BaseException:
+        print(heard(page))
+        raise
     finally:
         context.close()
+
+
+def heard(page: Any) -> str:
+    """What a screen reader hears of a page, for a test that failed on it."""
+    try:
+        return page.locator("body").aria_snapshot(timeout=10_000)[-3_000:]
+    except Exception as error:
+        return f"The page cannot be read any more: {error}"
 
 
 def settled(page: Any, quiet_ms: int = 400) -> None:

@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
                 if STRICT and thing != "datasets":
                     pytest.fail(f"{thing} is not there, and LLMOPS_KIT_STRICT=1 forbids skips")
                 pytest.skip(f"{thing} is not there")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, Any]:
+    """A test that failed on a page says what was on it."""
+    report = yield
+    page = getattr(item, "funcargs", {}).get("page")
+    if report.when == "call" and report.failed and page is not None:
+        from browser import heard
+
+        report.sections.append(("the page", heard(page)))
+    return report
 
 
 @pytest.fixture(autouse=True, scope="session")
