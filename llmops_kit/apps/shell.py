@@ -14,6 +14,7 @@ import param
 from .login import ACCOUNT_CSS, account_html, refused, signed_in
 from .pages import navigation
 from .panes import card, code_pane
+from .receiving import page_template
 from .running import Working, served, session, status
 from .sending import send_every_update
 from .theme import FAVICON, NAV_CSS, PAGE_SX, THEME_CONFIG, escape, markup
@@ -92,6 +93,7 @@ def page(app: App) -> Any:
         sidebar_width=308,
         main=[inside],
         main_width=1600,
+        template=page_template(),
         theme_config=THEME_CONFIG,
         sx={**PAGE_SX, "@media print": PRINTED},
     )
