@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,13 +97,25 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve(folder: Path, slugs: list[str] | None = None, **env: str) -> Iterator[Server]:
-    """Serve the launchers of nbs/apps from another folder; the log is `folder`/server.log."""
+def serve(
+    folder: Path,
+    slugs: Sequence[str] | None = None,
+    scripts: Mapping[str, str] | None = None,
+    options: Sequence[str] = (),
+    **env: str,
+) -> Iterator[Server]:
+    """Serve launchers of nbs/apps, by default all, and scripts, by their names and texts.
+
+    The server runs in `folder`, and its log is `folder`/server.log.
+    """
     apps = ROOT / "nbs" / "apps"
     files = sorted(apps.glob("*.ipynb")) if slugs is None else [apps / f"{s}.ipynb" for s in slugs]
+    for name, text in (scripts or {}).items():
+        files.append(folder / f"{name}.py")
+        files[-1].write_text(text)
     port, log = free_port(), folder / "server.log"
     command = [sys.executable, "-m", "panel", "serve", *map(str, files), "--port", str(port)]
-    command += ["--address", "127.0.0.1"]
+    command += ["--address", "127.0.0.1", *options]
     if any(file.stem == "index" for file in files):
         command += ["--index", "index"]
     with process(command, log, folder, **env) as running:

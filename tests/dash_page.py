@@ -2,12 +2,11 @@
 
 import contextlib
 import json
-import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from browser import ROOT, Server, free_port, process, settled, wait_for, watched, width
+from browser import Server, serve, settled, watched, width
 from patience import eventually
 from tornado.httpclient import HTTPRequest
 from tornado.websocket import WebSocketClientConnection, websocket_connect
@@ -27,16 +26,10 @@ def dashboards(
     **env: str,
 ) -> Iterator[Server]:
     """Dashboards on these stores, each under its name, beside launchers of nbs/apps."""
-    files = [ROOT / "nbs" / "apps" / f"{app}.ipynb" for app in apps]
-    for name, where in stores.items():
-        files.append(folder / f"{name}.py")
-        files[-1].write_text(LAUNCH.format(where, every))
-    port, log = free_port(), folder / "server.log"
-    command = [sys.executable, "-m", "panel", "serve", *map(str, files), "--port", str(port)]
-    command += ["--address", "127.0.0.1", *options]
-    with process(command, log, folder, **{"LLMOPS_KIT_RUNS": str(folder), **env}) as running:
-        wait_for(f"http://127.0.0.1:{port}/{files[0].stem}", running, log)
-        yield Server(port, log)
+    scripts = {name: LAUNCH.format(where, every) for name, where in stores.items()}
+    env = {"LLMOPS_KIT_RUNS": str(folder), **env}
+    with serve(folder, apps, scripts, options, **env) as running:
+        yield running
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """The page "Ask the handbook" in a real browser, served from another folder."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,14 +7,11 @@ from typing import Any
 import pytest
 from browser import (
     Server,
-    free_port,
     in_sight,
-    process,
     serve,
     settled,
     shot,
     until,
-    wait_for,
     watched,
 )
 from patience import eventually
@@ -109,12 +105,8 @@ AskHandbook(slow).servable()
 
 
 def test_an_answer_streams_and_can_be_stopped(browser: Any, tmp_path: Path) -> None:
-    script, log, port = tmp_path / "slow.py", tmp_path / "slow.log", free_port()
-    script.write_text(SLOW)
-    command = [sys.executable, "-m", "panel", "serve", str(script), "--port", str(port)]
-    with process(command, log, tmp_path) as running, watched(browser) as (page, watch):
-        wait_for(f"http://localhost:{port}/slow", running, log)
-        page.goto(f"http://localhost:{port}/slow")
+    with serve(tmp_path, [], {"slow": SLOW}) as running, watched(browser) as (page, watch):
+        page.goto(running.url("slow"))
         settled(page)
         page.locator(".chip").first.click()
         page.locator(".cite").first.wait_for()  # a citation can be clicked while the rest streams

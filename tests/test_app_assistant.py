@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import ROOT, Server, free_port, process, settled, shot, wait_for, watched, width
+from browser import Server, free_port, process, serve, settled, shot, wait_for, watched, width
 from dash_page import kept, opened, steady
 from patience import eventually
 
@@ -71,16 +71,11 @@ class Served:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("served")
-    (folder / "slow.py").write_text(SLOW)
-    apps = [str(ROOT / "nbs" / "apps" / f"{slug}.ipynb") for slug in ("assistant", "feedback")]
-    files = [*apps, str(folder / "slow.py")]
-    port, log, path = free_port(), folder / "server.log", folder / "feedback.sqlite"
-    command = [sys.executable, "-m", "panel", "serve", *files, "--port", str(port)]
+    path = folder / "feedback.sqlite"
     env = {"LLMOPS_KIT_LLM": "extractive", "LLMOPS_KIT_DB": str(path)}
     store = FeedbackStore(path)
-    with process([*command, "--address", "127.0.0.1"], log, folder, **env) as running:
-        wait_for(f"http://127.0.0.1:{port}/assistant", running, log)
-        yield Served(Server(port, log), store)
+    with serve(folder, ["assistant", "feedback"], {"slow": SLOW}, **env) as running:
+        yield Served(running, store)
     store.close()
 
 

@@ -1,11 +1,10 @@
 """A widget that is changed twice while the browser is in the middle of drawing it."""
 
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from browser import Server, free_port, process, settled, wait_for, watched
+from browser import Server, serve, settled, watched
 from patience import eventually
 
 PLAIN = """
@@ -55,15 +54,8 @@ async () => {
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("served")
-    files = {"plain": PLAIN, "ours": OURS}
-    for name, text in files.items():
-        (folder / f"{name}.py").write_text(text)
-    port, log = free_port(), folder / "server.log"
-    command = [sys.executable, "-m", "panel", "serve", *(f"{name}.py" for name in files)]
-    command += ["--port", str(port), "--address", "127.0.0.1"]
-    with process(command, log, folder) as running:
-        wait_for(f"http://127.0.0.1:{port}/ours", running, log)
-        yield Server(port, log)
+    with serve(folder, [], {"ours": OURS, "plain": PLAIN}) as running:
+        yield running
 
 
 def changed_twice(page: Any, url: str) -> None:

@@ -18,8 +18,12 @@ from typing import Any
 _WAITS_S = 10.0
 
 
-class _Forks:
-    """What threads are in the middle of, which a fork waits for, and what its child begins anew."""
+class Forks:
+    """Threads say by `wait` what they are in the middle of, objects by `begin_afresh` what a child
+    makes anew. There is one for a process, `forks`; without forks, as on Windows, it does nothing.
+
+    The system calls `before`, and after the fork `after` in the parent and `begin` in the child.
+    """
 
     def __init__(self) -> None:
         self._afresh: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -49,12 +53,6 @@ class _Forks:
             with self._changed:
                 self._busy -= Counter([me])
                 self._changed.notify_all()
-
-# %% ../../nbs/70_feedback/00_forks.ipynb #cb36ed1b
-class Forks(_Forks):
-    """Threads say by `wait` what they are in the middle of, objects by `begin_afresh` what a child
-    makes anew. There is one for a process, `forks`; without forks, as on Windows, it does nothing.
-    """
 
     def before(self) -> None:
         """Wait until no other thread is in the middle of something, and hold them all."""
